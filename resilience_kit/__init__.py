@@ -1,0 +1,90 @@
+"""Decorators that make calls to Azure OpenAI and other LLM services behave well under rate limits and failures.
+
+A name is imported from its module when it is first used, so that `import resilience_kit` costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from resilience_kit import events, stats
+from resilience_kit.monitoring import log_events
+
+if TYPE_CHECKING:
+    from resilience_kit.circuit_breaking import circuit_protected, reset_circuit_breakers
+    from resilience_kit.errors import (
+        CircuitOpenError,
+        ConfigurationError,
+        RateLimitTimeoutError,
+        ResilienceError,
+        StackOrderWarning,
+        TokenBudgetExceededError,
+    )
+    from resilience_kit.events import subscribe
+    from resilience_kit.rate_limiting import rate_limited
+    from resilience_kit.retrying import retry_on_429
+    from resilience_kit.settings import ResilienceSettings, configure
+    from resilience_kit.stack import StackReport, explain, resilient
+    from resilience_kit.stats import get_all_resilience_stats, reset_all
+    from resilience_kit.token_budget import token_budget
+    from resilience_kit.token_counting import count_tokens
+
+__all__ = [
+    "CircuitOpenError",
+    "ConfigurationError",
+    "RateLimitTimeoutError",
+    "ResilienceError",
+    "ResilienceSettings",
+    "StackOrderWarning",
+    "StackReport",
+    "TokenBudgetExceededError",
+    "circuit_protected",
+    "configure",
+    "count_tokens",
+    "explain",
+    "get_all_resilience_stats",
+    "rate_limited",
+    "reset_all",
+    "reset_circuit_breakers",
+    "resilient",
+    "retry_on_429",
+    "subscribe",
+    "token_budget",
+]
+
+_HOMES = {
+    "circuit_breaking": ("circuit_protected", "reset_circuit_breakers"),
+    "errors": (
+        "CircuitOpenError",
+        "ConfigurationError",
+        "RateLimitTimeoutError",
+        "ResilienceError",
+        "StackOrderWarning",
+        "TokenBudgetExceededError",
+    ),
+    "events": ("subscribe",),
+    "rate_limiting": ("rate_limited",),
+    "retrying": ("retry_on_429",),
+    "settings": ("ResilienceSettings", "configure"),
+    "stack": ("StackReport", "explain", "resilient"),
+    "stats": ("get_all_resilience_stats", "reset_all"),
+    "token_budget": ("token_budget",),
+    "token_counting": ("count_tokens",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            value = getattr(import_module(f"{__name__}.{module}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+# Who counts and who logs; any other listener subscribes in the same way.
+events.subscribe(stats.count)
+events.subscribe(log_events.log)

@@ -1,0 +1,458 @@
+"""How a layer is put around a function: the only place that tells sync, async, generators and methods apart.
+
+A layer is written once, as coroutines over `Call.waiting`. Around an async function they are awaited; around a sync
+one they run to their end without ever suspending, since a thread's waiting blocks inside them.
+
+There are two shapes of layer. A `Guard` is entered before a call and left after it: what it holds lasts until the
+result is there or, for a generator, until the stream is read, closed, broken or dropped. A `Repeater` runs the
+call as often as it sees fit; a generator counts as run when its first item is out.
+"""
+
+import functools
+import inspect
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
+from contextlib import aclosing
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from types import CoroutineType
+from typing import Any, ClassVar, ParamSpec, Protocol, TypeVar, cast
+
+from resilience_kit.errors import ConfigurationError, ResilienceError
+from resilience_kit.registry import Value, mode
+from resilience_kit.stack_order import warn_of_problems
+from resilience_kit.waiting import TaskWaiting, ThreadWaiting, Waiting
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+_MISSING = object()
+_LAYER = "__resilience_layer__"
+_TASK = TaskWaiting()
+_THREAD = ThreadWaiting()
+
+
+class Decorator(Protocol):
+    """What a decorator returns when it is called with arguments."""
+
+    def __call__(self, function: Callable[P, R], /) -> Callable[P, R]:
+        """Decorate a function, keeping its signature."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """Where a function takes its arguments, worked out once when it is decorated."""
+
+    names: frozenset[str] = frozenset()
+    positions: dict[str, int] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
+    takes_any_keyword: bool = True
+
+    @classmethod
+    def of(cls, function: Callable[..., Any]) -> "Parameters":
+        """Read a function's signature; one that cannot be read takes everything by keyword."""
+        try:
+            signature = inspect.signature(function)
+        except (TypeError, ValueError):
+            return cls()
+        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        names = [name for name, parameter in signature.parameters.items() if parameter.kind in positional]
+        return cls(
+            names=frozenset(signature.parameters),
+            positions={name: position for position, name in enumerate(names)},
+            defaults={
+                name: parameter.default
+                for name, parameter in signature.parameters.items()
+                if parameter.default is not inspect.Parameter.empty
+            },
+            takes_any_keyword=any(
+                parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in signature.parameters.values()
+            ),
+        )
+
+    def accepts(self, name: str) -> bool:
+        """Whether the function can be given an argument of this name."""
+        return name in self.names or self.takes_any_keyword
+
+
+class Call:
+    """One call of a decorated function: its arguments, and how it waits."""
+
+    __slots__ = ("args", "kwargs", "parameters", "waiting")
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], parameters: Parameters, waiting: Waiting) -> None:
+        self.args = args
+        self.kwargs = kwargs
+        self.parameters = parameters
+        self.waiting = waiting
+
+    def argument(self, name: str, default: Any = None) -> Any:
+        """An argument by its parameter's name, however it was passed."""
+        value = self.kwargs.get(name, _MISSING)
+        if value is not _MISSING:
+            return value
+        position = self.parameters.positions.get(name)
+        if position is not None and position < len(self.args):
+            return self.args[position]
+        return self.parameters.defaults.get(name, default)
+
+    def replace(self, name: str, value: Any) -> None:
+        """Pass something else for a parameter."""
+        position = self.parameters.positions.get(name)
+        if name not in self.kwargs and position is not None and position < len(self.args):
+            self.args = (*self.args[:position], value, *self.args[position + 1 :])
+        else:
+            self.kwargs = {**self.kwargs, name: value}
+
+
+class Passage(Protocol):
+    """One call's stay in a guard. Nothing in it waits, so that cancellation always gets through."""
+
+    def recheck(self) -> None:
+        """Asked again after a layer below has made the call wait; may raise to stop it."""
+        return
+
+    def observe(self, item: Any, /) -> None:
+        """See an item of a stream go by."""
+        return
+
+    def leave(self, result: Any, error: BaseException | None, /) -> None:
+        """End the stay, exactly once. A stream that its reader closes or drops has ended without an error."""
+
+
+class Layer(Protocol):
+    """What explain() needs to know of any layer."""
+
+    kind: ClassVar[str]
+    name: str
+
+    def describe(self) -> dict[str, Value]:
+        """The effective parameters, and where each came from."""
+        ...
+
+
+class Guard(Layer, Protocol):
+    """A layer that is entered before a call and left after it."""
+
+    rechecks: ClassVar[bool] = False
+
+    async def enter(self, call: Call, /) -> Passage:
+        """Let the call in, perhaps after a wait or with other arguments; raise to refuse it."""
+        ...
+
+    def substitute(self, refusal: Exception, /) -> Callable[..., Any] | None:
+        """What to call in place of a call that enter() refused, if anything."""
+        return None
+
+
+class Repeater(Layer, Protocol):
+    """A layer that runs a call as often as it sees fit."""
+
+    async def run(self, call: Call, attempt: Callable[[], Awaitable[T]], /) -> T:
+        """Run the attempts, and return the result of the one that counts."""
+        ...
+
+
+# The guards further out that want to be asked again once a layer below has made the call wait.
+_passages: ContextVar[tuple[Passage, ...]] = ContextVar("resilience_kit_passages", default=())
+
+
+def recheck() -> None:
+    """Ask the guards further out, after a wait, whether the call may still be sent."""
+    for passage in _passages.get():
+        passage.recheck()
+
+
+class _Stay:
+    """Makes sure that a passage is left once, even where a stream is dropped and its frame is never run again."""
+
+    __slots__ = ("_passage",)
+
+    def __init__(self, passage: Passage) -> None:
+        self._passage: Passage | None = passage
+
+    def observe(self, item: Any) -> None:
+        if self._passage is not None:
+            self._passage.observe(item)
+
+    def leave(self, error: BaseException | None = None) -> None:
+        passage, self._passage = self._passage, None
+        if passage is not None:
+            passage.leave(None, error)
+
+    def __del__(self) -> None:
+        self.leave()
+
+
+@dataclass(slots=True)
+class _Stream:
+    """A generator that was run to its first item, and the stay in a guard that lasts as long as it does."""
+
+    generator: Any
+    item: Any
+    returned: Any = None
+    stay: _Stay | None = None
+
+    def observe(self, item: Any) -> None:
+        if self.stay is not None:
+            self.stay.observe(item)
+
+    def leave(self, error: BaseException | None = None) -> None:
+        if self.stay is not None:
+            self.stay.leave(error)
+
+
+def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that never suspends, because all its waiting blocks."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return cast("T", stop.value)
+    coroutine.close()
+    raise ConfigurationError(
+        "a sync function was decorated, but something that it was given is async (a fallback, or a callable "
+        "argument). Make the function async def, or give it sync callables."
+    )
+
+
+async def _invoke_function(function: Callable[..., Any], call: Call) -> Any:
+    try:
+        result = function(*call.args, **call.kwargs)
+    except StopIteration as stop:
+        return _Stopped(stop)
+    if isinstance(result, CoroutineType):
+        result.close()
+        raise ConfigurationError(
+            f"{name_of(function)} is not async, but returned a coroutine, which would run outside of its decorators: "
+            "make it async def and await the call in it"
+        )
+    return result
+
+
+async def _invoke_coroutine_function(function: Callable[..., Any], call: Call) -> Any:
+    result = function(*call.args, **call.kwargs)
+    return await result if isinstance(result, CoroutineType) or inspect.isawaitable(result) else result
+
+
+async def _invoke_generator_function(function: Callable[..., Any], call: Call) -> _Stream:
+    generator = function(*call.args, **call.kwargs)
+    try:
+        return _Stream(generator, next(generator))
+    except StopIteration as stop:
+        return _Stream(generator, _MISSING, stop.value)
+
+
+async def _invoke_async_generator_function(function: Callable[..., Any], call: Call) -> _Stream:
+    generator = function(*call.args, **call.kwargs)
+    return _Stream(generator, await anext(generator, _MISSING))
+
+
+class _Stopped:
+    """A sync function's StopIteration, which must not be raised inside a coroutine (PEP 479)."""
+
+    __slots__ = ("stop",)
+
+    def __init__(self, stop: StopIteration) -> None:
+        self.stop = stop
+
+
+_Invoke = Callable[[Callable[..., Any], Call], Coroutine[Any, Any, Any]]
+
+
+def _around_guard(guard: Guard, function: Callable[..., Any], invoke: _Invoke) -> Callable[[Call], Any]:
+    is_innermost = not stacked_layers(function)
+
+    async def run(call: Call) -> Any:
+        try:
+            passage = await guard.enter(call)
+        except ResilienceError as refusal:
+            substitute = guard.substitute(refusal)
+            if substitute is None:
+                raise
+            return await invoke(substitute, call)
+        outer = _passages.get()
+        inner = () if is_innermost else (*outer, passage) if guard.rechecks else outer
+        token = _passages.set(inner) if inner is not outer else None
+        try:
+            result = await invoke(function, call)
+        except BaseException as error:
+            passage.leave(None, error)
+            raise
+        finally:
+            if token is not None:
+                _passages.reset(token)
+        if isinstance(result, _Stream):
+            result.stay = _Stay(passage)
+        else:
+            passage.leave(result, None)
+        return result
+
+    return run
+
+
+def _around_repeater(repeater: Repeater, function: Callable[..., Any], invoke: _Invoke) -> Callable[[Call], Any]:
+    async def run(call: Call) -> Any:
+        return await repeater.run(call, lambda: invoke(function, call))
+
+    return run
+
+
+_Run = Callable[[Call], Coroutine[Any, Any, Any]]
+
+
+def _wrap_function(function: Callable[..., Any], run: _Run, parameters: Parameters) -> Callable[..., Any]:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if mode.disabled:
+            return function(*args, **kwargs)
+        result = run_blocking(run(Call(args, kwargs, parameters, _THREAD)))
+        if isinstance(result, _Stopped):
+            raise result.stop
+        return result
+
+    return wrapper
+
+
+def _wrap_coroutine_function(function: Callable[..., Any], run: _Run, parameters: Parameters) -> Callable[..., Any]:
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if mode.disabled:
+            return await function(*args, **kwargs)
+        return await run(Call(args, kwargs, parameters, _TASK))
+
+    return wrapper
+
+
+def _wrap_generator_function(function: Callable[..., Any], run: _Run, parameters: Parameters) -> Callable[..., Any]:
+    def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        if mode.disabled:
+            return (yield from function(*args, **kwargs))
+        stream: _Stream = run_blocking(run(Call(args, kwargs, parameters, _THREAD)))
+        generator, item = stream.generator, stream.item
+        resume: Callable[[], Any]
+        try:
+            while item is not _MISSING:
+                stream.observe(item)
+                try:
+                    sent = yield item
+                except GeneratorExit:
+                    generator.close()
+                    raise
+                except BaseException as error:  # noqa: BLE001 - thrown in by the reader, and handed on as it is
+                    resume = functools.partial(generator.throw, error)
+                else:
+                    resume = functools.partial(generator.send, sent)
+                item = resume()
+        except StopIteration as stop:
+            stream.leave()
+            return stop.value
+        except GeneratorExit:
+            stream.leave()
+            raise
+        except BaseException as error:
+            stream.leave(error)
+            raise
+        stream.leave()
+        return stream.returned
+
+    return wrapper
+
+
+def _wrap_async_generator_function(
+    function: Callable[..., Any], run: _Run, parameters: Parameters
+) -> Callable[..., Any]:
+    async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+        call = Call(args, kwargs, parameters, _TASK)
+        stream: _Stream = await (_invoke_async_generator_function(function, call) if mode.disabled else run(call))
+        generator, item = stream.generator, stream.item
+        try:
+            async with aclosing(generator):
+                while item is not _MISSING:
+                    stream.observe(item)
+                    try:
+                        sent = yield item
+                    except GeneratorExit:
+                        raise
+                    except BaseException as error:  # noqa: BLE001 - thrown in by the reader, and handed on as it is
+                        step = generator.athrow(error)
+                    else:
+                        step = generator.asend(sent)
+                    item = await step
+        except (StopAsyncIteration, GeneratorExit) as end:
+            stream.leave()
+            if isinstance(end, GeneratorExit):
+                raise
+        except BaseException as error:
+            stream.leave(error)
+            raise
+        else:
+            stream.leave()
+
+    return wrapper
+
+
+_KINDS: dict[_Invoke, Callable[[Callable[..., Any], _Run, Parameters], Callable[..., Any]]] = {
+    _invoke_function: _wrap_function,
+    _invoke_coroutine_function: _wrap_coroutine_function,
+    _invoke_generator_function: _wrap_generator_function,
+    _invoke_async_generator_function: _wrap_async_generator_function,
+}
+
+
+def _invoke_of(function: Callable[..., Any]) -> _Invoke:
+    """Tell what kind of function this is.
+
+    A plain wrapper (as openai 3.57 puts around `create`) is taken for what it wraps.
+    """
+    plain = inspect.unwrap(function)
+    for candidate in (plain, getattr(type(plain), "__call__", None)):  # noqa: B004 - an object's own __call__ may be async
+        if inspect.isasyncgenfunction(candidate):
+            return _invoke_async_generator_function
+        if inspect.iscoroutinefunction(candidate):
+            return _invoke_coroutine_function
+        if inspect.isgeneratorfunction(candidate):
+            return _invoke_generator_function
+    return _invoke_function
+
+
+def _decorate(function: Any, layer: Layer, around: Callable[[Any, Callable[..., Any], _Invoke], _Run]) -> Any:
+    if isinstance(function, (staticmethod, classmethod)):
+        return type(function)(_decorate(function.__func__, layer, around))
+    invoke = _invoke_of(function)
+    run = around(layer, function, invoke)
+    wrapper = functools.wraps(function)(_KINDS[invoke](function, run, Parameters.of(function)))
+    setattr(wrapper, _LAYER, layer)
+    # the caller of the decorator is four frames up: this one, guarded() or repeated(), decorate(), the user's
+    warn_of_problems(stacked_layers(wrapper), function, stacklevel=4)
+    return wrapper
+
+
+def guarded(function: Callable[P, R], guard: Guard) -> Callable[P, R]:
+    """Put a guard around a function of any kind."""
+    return cast("Callable[P, R]", _decorate(function, guard, _around_guard))
+
+
+def repeated(function: Callable[P, R], repeater: Repeater) -> Callable[P, R]:
+    """Put a repeater around a function of any kind."""
+    return cast("Callable[P, R]", _decorate(function, repeater, _around_repeater))
+
+
+def name_of(function: Any) -> str:
+    """A function's name for people: its module and qualified name."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = getattr(function, "__func__", function)
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{getattr(function, '__module__', None) or '?'}.{name}"
+
+
+def stacked_layers(function: Any) -> list[Layer]:
+    """The kit's layers around a function, outermost first, also those beneath other people's decorators."""
+    layers: list[Layer] = []
+    current = getattr(function, "__func__", function)
+    while current is not None:
+        layer = getattr(current, "__dict__", {}).get(_LAYER)
+        # functools.wraps copies __dict__, so that a foreign decorator carries the layer beneath it once more
+        if layer is not None and not any(layer is seen for seen in layers):
+            layers.append(layer)
+        current = getattr(current, "__wrapped__", None)
+    return layers

@@ -1,0 +1,183 @@
+"""What the layers tell whoever listens: one frozen record a decision, delivered in one place.
+
+A call goes down through the layers and back; events go sideways. No layer knows a listener, and no listener can
+fail a call: what it raises is logged and dropped. No record holds anything of the user's but names and counts.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """What all events have: the name of the limit, circuit, agent or function that it is about."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting(Event):
+    """A call waits for its turn: `seconds` until it fits if all goes well (None: until a slot is free)."""
+
+    seconds: float | None
+    tokens: int
+    ahead: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted(Event):
+    """A call got its slot and its tokens, after `waited` seconds."""
+
+    waited: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitRefused(Event):
+    """A call would wait longer than allowed: `seconds` is the known wait (None: it would never fit)."""
+
+    seconds: float | None
+    max_wait: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuotaTightened(Event):
+    """The server said that there is less room than the ledger knew: `reason` is "remaining" or "retry-after"."""
+
+    reason: str
+    seconds: float
+    tokens: int
+    requests: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retrying(Event):
+    """Attempt number `attempt` failed, and another follows in `seconds`; `told` if the server named the wait."""
+
+    attempt: int
+    seconds: float
+    reason: str
+    error: str
+    told: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetriesRecovered(Event):
+    """A call succeeded after more than one attempt."""
+
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetriesExhausted(Event):
+    """A call gave up on an error that is otherwise retried; `reason` says which bound was reached."""
+
+    attempts: int
+    reason: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitOpened(Event):
+    """A circuit opened after `failures` failures in a row, or because a trial failed."""
+
+    failures: int
+    error: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitHalfOpened(Event):
+    """A circuit lets trials through."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitClosed(Event):
+    """A circuit closed: `reason` is "recovered" or "reset"."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitRefused(Event):
+    """A call was refused without being sent; the next trial is `seconds` away."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetSettled(Event):
+    """An agent's call ended: what was reserved for it, and what it used (tokens, US dollars)."""
+
+    reserved: int
+    prompt_tokens: int
+    completion_tokens: int
+    usd: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetWaiting(Event):
+    """An agent's call waits `seconds` for its budget's next period."""
+
+    seconds: float
+    requested: float
+    unit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetRefused(Event):
+    """An agent's call would use more than is left, and was not sent."""
+
+    requested: float
+    remaining: float
+    unit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Truncated(Event):
+    """An agent's prompt was cut to its maximum."""
+
+    tokens_before: int
+    tokens_after: int
+    removed_messages: int
+
+
+Listener = Callable[[Event], object]
+
+_log = logging.getLogger(__name__)
+# Replaced, never changed: emit() may be walking it in another thread.
+_listeners: tuple[Listener, ...] = ()
+
+
+def subscribe(listener: Listener) -> Callable[[], None]:
+    """Have `listener` called with each event, in the thread or task that caused it.
+
+    Args:
+        listener: Takes an event; should return at once. What it raises is logged and dropped.
+
+    Returns:
+        A function that ends the subscription; calling it again does nothing.
+
+    Example:
+        >>> from resilience_kit.events import Retrying, subscribe
+        >>> stop = subscribe(lambda event: print(event) if isinstance(event, Retrying) else None)
+        >>> stop()
+    """
+    global _listeners  # noqa: PLW0603 - the one place where listeners are kept, replaced as a whole
+    _listeners = (*_listeners, listener)
+
+    def unsubscribe() -> None:
+        global _listeners  # noqa: PLW0603 - see above
+        _listeners = tuple(kept for kept in _listeners if kept is not listener)
+
+    return unsubscribe
+
+
+def emit(event: Event) -> None:
+    """Deliver an event to all listeners."""
+    for listener in _listeners:
+        try:
+            listener(event)
+        except Exception as error:  # noqa: BLE001 - a listener may raise anything, and must not fail the call
+            _log.warning("listener %r raised %s on %s", listener, type(error).__name__, type(event).__name__)

@@ -1,0 +1,1 @@
+"""Listeners: what turns events into something that a person or a system can watch."""

@@ -1,0 +1,72 @@
+"""Events as structlog lines on stdlib loggers: `resilience_kit.rate_limiting` and its kin.
+
+Quiet at INFO while all is well: what is part of normal pacing is DEBUG, what mends itself INFO, what loses a call
+or needs a look WARNING. A line holds names and figures only.
+"""
+
+import logging
+from collections.abc import MutableMapping
+from dataclasses import asdict
+from functools import cache
+from typing import Any
+
+from resilience_kit import events
+
+_LIMITS, _RETRIES, _CIRCUITS, _BUDGETS = (
+    f"resilience_kit.{module}" for module in ("rate_limiting", "retrying", "circuit_breaking", "token_budget")
+)
+
+_LINES: dict[type[events.Event], tuple[str, int, str]] = {
+    events.Waiting: (_LIMITS, logging.DEBUG, "waiting"),
+    events.Admitted: (_LIMITS, logging.DEBUG, "admitted"),
+    events.WaitRefused: (_LIMITS, logging.WARNING, "refused"),
+    events.QuotaTightened: (_LIMITS, logging.INFO, "tightened"),
+    events.Retrying: (_RETRIES, logging.INFO, "retrying"),
+    events.RetriesRecovered: (_RETRIES, logging.INFO, "recovered"),
+    events.RetriesExhausted: (_RETRIES, logging.WARNING, "given up"),
+    events.CircuitOpened: (_CIRCUITS, logging.WARNING, "opened"),
+    events.CircuitHalfOpened: (_CIRCUITS, logging.INFO, "half-opened"),
+    events.CircuitClosed: (_CIRCUITS, logging.INFO, "closed"),
+    events.CircuitRefused: (_CIRCUITS, logging.WARNING, "refused"),
+    events.BudgetSettled: (_BUDGETS, logging.DEBUG, "settled"),
+    events.BudgetWaiting: (_BUDGETS, logging.INFO, "waiting"),
+    events.BudgetRefused: (_BUDGETS, logging.WARNING, "refused"),
+    events.Truncated: (_BUDGETS, logging.INFO, "truncated"),
+}
+
+# A library adds no output of its own: without logging set up, nothing is printed.
+logging.getLogger("resilience_kit").addHandler(logging.NullHandler())
+
+
+def log(event: events.Event) -> None:
+    """Log an event; subscribed when the package is imported."""
+    line = _LINES.get(type(event))
+    if line is None:
+        return
+    logger_name, level, text = line
+    if logging.getLogger(logger_name).isEnabledFor(level):
+        _structlog_logger(logger_name).log(level, text, **asdict(event))
+
+
+@cache
+def _structlog_logger(name: str) -> Any:
+    """A structlog logger with processors of its own, so that the user's structlog.configure() is left alone."""
+    import structlog
+
+    return structlog.wrap_logger(
+        logging.getLogger(name), processors=[_to_stdlib], wrapper_class=structlog.stdlib.BoundLogger
+    )
+
+
+def _to_stdlib(_logger: Any, _method: str, fields: MutableMapping[str, Any]) -> dict[str, Any]:
+    """A line to read, with the fields beside it in `extra` for handlers that want data.
+
+    Values are written with repr(), so that a name with a newline cannot forge a line.
+    """
+    event = fields.pop("event")
+    text = " ".join([event, *(f"{name}={_short(value)!r}" for name, value in fields.items())])
+    return {"msg": "%s", "args": (text,), "extra": {"resilience": {"event": event, **fields}}}
+
+
+def _short(value: Any) -> Any:
+    return round(value, 3) if isinstance(value, float) else value

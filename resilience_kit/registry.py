@@ -1,0 +1,184 @@
+"""The names: what was declared of each, what shares state under it, and the settings and test mode of the process.
+
+This is the only place where the kit keeps something global.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+from resilience_kit.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from resilience_kit.settings import ResilienceSettings
+
+
+@dataclass(slots=True)
+class Mode:
+    """How the process runs: its settings once they are read, and what a test has switched off."""
+
+    settings: "ResilienceSettings | None" = None
+    disabled: bool = False
+    skips_waiting: bool = False
+    seconds_skipped: float = 0.0
+
+
+mode = Mode()
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A parameter's effective value, and where it came from: argument, environment, configure() or default."""
+
+    value: Any
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.value} ({self.source})"
+
+
+def effective(argument: Any, default: Any = None, *, setting: str | None = None) -> Value:
+    """The value of a parameter: the argument where there is one, else the setting, else the default."""
+    if argument is not None:
+        return Value(argument, "argument")
+    if setting is None:
+        return Value(default, "default")
+    # pydantic takes 0.15 s to import: paid by the first call, not by `import resilience_kit`
+    from resilience_kit.settings import current_settings
+
+    settings = current_settings()
+    return Value(getattr(settings, setting), settings.source(setting))
+
+
+class Named(Protocol):
+    """What is kept under a name."""
+
+    parameters: dict[str, Value]
+
+    def statistics(self) -> Any:
+        """Where it stands now: a dataclass of counts."""
+        ...
+
+    def reset(self) -> None:
+        """Forget all that was learnt from calls."""
+
+
+class Configuration(Protocol):
+    """What a decorator declares of a name: a frozen dataclass, with None for what it leaves out."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+ConfigurationT = TypeVar("ConfigurationT", bound=Configuration)
+NamedT = TypeVar("NamedT", bound=Named)
+
+
+class Registry(Generic[ConfigurationT, NamedT]):
+    """One kind of named thing: declared when functions are decorated, built at the first call.
+
+    `kind` names it in messages, `section` in statistics.
+
+    Two declarations of one name may complete each other; where they contradict each other, the later one fails.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        section: str,
+        build: Callable[[str, ConfigurationT], NamedT],
+        parameters: Callable[[ConfigurationT], dict[str, Value]],
+    ) -> None:
+        self.kind = kind
+        self.section = section
+        self._build = build
+        self._parameters = parameters
+        self._lock = threading.RLock()
+        self._declared: dict[str, ConfigurationT] = {}
+        self._items: dict[str, NamedT] = {}
+        all_registries.append(self)
+
+    def declare(self, name: str, configuration: ConfigurationT) -> None:
+        """Note what a decorator says of a name.
+
+        Raises:
+            ConfigurationError: Another declaration says otherwise, or the name is in use with other values.
+        """
+        with self._lock:
+            earlier = self._declared.get(name)
+            if earlier is None:
+                self._declared[name] = configuration
+                return
+            merged = self._merge(name, earlier, configuration)
+            if merged != earlier and name in self._items:
+                raise ConfigurationError(
+                    f"{self.kind} {name!r} is in use already: this declaration adds {_given(configuration)} to "
+                    f"{_given(earlier)}. Say it where the name is used first, or use another name."
+                )
+            self._declared[name] = merged
+
+    def get(self, name: str, configuration: ConfigurationT) -> NamedT:
+        """What is shared under a name, built now if this is its first use."""
+        item = self._items.get(name)
+        if item is not None:
+            return item
+        with self._lock:
+            if name not in self._items:
+                self.declare(name, configuration)
+                self._items[name] = self._build(name, self._declared[name])
+            return self._items[name]
+
+    def describe(self, name: str, configuration: ConfigurationT) -> dict[str, Value]:
+        """The effective parameters of a name, also before its first use."""
+        with self._lock:
+            item = self._items.get(name)
+            return self._parameters(self._declared.get(name, configuration)) if item is None else item.parameters
+
+    def items(self) -> dict[str, NamedT]:
+        """All that is in use, by name."""
+        with self._lock:
+            return dict(self._items)
+
+    def reset(self, name: str | None = None) -> None:
+        """Put one name, or all, back to the start."""
+        items = self.items()
+        if name is not None and name not in items and name not in self._declared:
+            known = ", ".join(sorted({*items, *self._declared})) or "none yet"
+            raise ConfigurationError(f"there is no {self.kind} {name!r}. Known names: {known}")
+        for key, item in items.items():
+            if name in (None, key):
+                item.reset()
+
+    @contextmanager
+    def isolated(self) -> Iterator[None]:
+        """Start with no names at all, and put those of before back at the end."""
+        with self._lock:
+            before = self._declared, self._items
+            self._declared, self._items = {}, {}
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._declared, self._items = before
+
+    def _merge(self, name: str, earlier: ConfigurationT, later: ConfigurationT) -> ConfigurationT:
+        values: dict[str, Any] = {}
+        for field in fields(earlier):
+            old, new = getattr(earlier, field.name), getattr(later, field.name)
+            if old is not None and new is not None and old != new:
+                raise ConfigurationError(
+                    f"{self.kind} {name!r} has two configurations: {_given(earlier)} was declared before, and now "
+                    f"{_given(later)}. Say the same in both places, leave it out in one, or use another name."
+                )
+            values[field.name] = new if old is None else old
+        return type(earlier)(**values)
+
+
+all_registries: "list[Registry[Any, Any]]" = []
+
+
+def _given(configuration: Configuration) -> str:
+    """A declaration as it was written: only what it does not leave out."""
+    values = {field.name: getattr(configuration, field.name) for field in fields(configuration)}
+    return ", ".join(f"{name}={value!r}" for name, value in values.items() if value is not None) or "the defaults"

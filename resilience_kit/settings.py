@@ -1,0 +1,127 @@
+"""Settings from the environment and .env, under the names and defaults of rate-limiting.env."""
+
+import os
+import re
+from typing import Annotated, Any
+
+from dotenv import dotenv_values
+from pydantic import Field, PrivateAttr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from resilience_kit.errors import ConfigurationError
+from resilience_kit.registry import mode
+
+Count = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+_ENV_FILE = ".env"
+# Where a new word starts in a camel-case name: mathAgent, ADXAgent.
+_WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+
+class ResilienceSettings(BaseSettings):
+    """All that can be set from outside; the environment wins over .env, and arguments of a decorator over both.
+
+    Raises:
+        ConfigurationError: A value is not what was expected; the message names the variable and the value.
+
+    Example:
+        >>> from resilience_kit import ResilienceSettings, configure
+        >>> configure(ResilienceSettings(requests_per_minute=600, tokens_per_minute=1_000_000))
+    """
+
+    model_config = SettingsConfigDict(env_file=_ENV_FILE, env_ignore_empty=True, extra="ignore", frozen=True)
+
+    max_concurrent_requests: Count = 3
+    """Calls under way at once."""
+    min_request_interval_ms: Seconds = 100
+    """Milliseconds between the starts of two calls."""
+    requests_per_minute: Count = 60
+    tokens_per_minute: Count = 150_000
+    max_retries: Annotated[int, Field(ge=0)] = 3
+    """Attempts after the first."""
+    initial_backoff_seconds: Seconds = 1.0
+    max_backoff_seconds: Seconds = 30.0
+    backoff_multiplier: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 2.0
+    circuit_breaker_failure_threshold: Count = 5
+    """Failures in a row that open a circuit."""
+    circuit_breaker_recovery_timeout: Seconds = 60.0
+    """Seconds that a circuit stays open before a trial."""
+    circuit_breaker_success_threshold: Count = 3
+    """Trials that must succeed to close a circuit."""
+    math_agent_max_tokens: Count = 4_000
+    adx_agent_max_tokens: Count = 8_000
+    coordinator_agent_max_tokens: Count = 10_000
+
+    _given: frozenset[str] = PrivateAttr(frozenset())
+    _variables: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    def __init__(self, **values: Any) -> None:
+        unknown = values.keys() - type(self).model_fields.keys()
+        if unknown:
+            raise ConfigurationError(
+                f"unknown settings {', '.join(sorted(unknown))}: known are {', '.join(type(self).model_fields)}"
+            )
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigurationError("; ".join(map(_explained, error.errors()))) from error
+        self._given = frozenset(values)
+        file_values = {name.upper(): value or "" for name, value in dotenv_values(_ENV_FILE).items()}
+        self._variables = {**file_values, **{name.upper(): value for name, value in os.environ.items()}}
+
+    def source(self, name: str) -> str:
+        """Where a setting came from: "configure()", "environment" (or .env) or "default"."""
+        if name in self._given:
+            return "configure()"
+        return "environment" if name in self.model_fields_set else "default"
+
+    def agent_max_tokens(self, agent: str) -> tuple[int | None, str]:
+        """The longest prompt that an agent may send, in tokens, and where the figure came from.
+
+        "MathAgent" and "math_agent" both read MATH_AGENT_MAX_TOKENS, and any other agent its own name likewise.
+
+        Raises:
+            ConfigurationError: The agent's variable is not a number above 0.
+        """
+        variable = re.sub(r"\W+", "_", _WORD_START.sub("_", agent)).upper() + "_MAX_TOKENS"
+        if variable.lower() in type(self).model_fields:
+            return getattr(self, variable.lower()), self.source(variable.lower())
+        text = self._variables.get(variable, "")
+        if not text:
+            return None, "default"
+        if not text.strip().isdecimal() or int(text) == 0:
+            raise ConfigurationError(f"{variable}={text!r}: expected a number of tokens above 0")
+        return int(text), "environment"
+
+
+def _explained(detail: Any) -> str:
+    """One of pydantic's errors with the variable's name, the value and what was expected."""
+    variable = "_".join(map(str, detail["loc"])).upper()
+    expected = detail["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    return f"{variable}={detail['input']!r}: expected {expected}"
+
+
+def current_settings() -> ResilienceSettings:
+    """The settings in force, read from the environment and .env when they are first needed."""
+    if mode.settings is None:
+        mode.settings = ResilienceSettings()
+    return mode.settings
+
+
+def configure(settings: ResilienceSettings) -> None:
+    """Use these settings from now on; a limit that was used before keeps what it was built with.
+
+    Args:
+        settings: Where it is silent, the environment, .env and the defaults still count.
+
+    Raises:
+        ConfigurationError: `settings` is something else.
+
+    Example:
+        >>> from resilience_kit import ResilienceSettings, configure
+        >>> configure(ResilienceSettings(max_retries=5))
+    """
+    if not isinstance(settings, ResilienceSettings):
+        raise ConfigurationError(f"configure() takes ResilienceSettings(...), not {settings!r}")
+    mode.settings = settings

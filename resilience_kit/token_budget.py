@@ -1,0 +1,458 @@
+"""@token_budget: an agent's prompts stay below its maximum, and its calls within its budget."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, ParamSpec, TypeVar, get_args, overload
+
+from resilience_kit import call_tokens, decorating, pricing, token_counting
+from resilience_kit.errors import ConfigurationError, TokenBudgetExceededError
+from resilience_kit.events import BudgetRefused, BudgetSettled, BudgetWaiting, Truncated, emit
+from resilience_kit.registry import Registry, Value, effective
+from resilience_kit.validating import check_callable, check_numbers, is_number
+from resilience_kit.waiting import Waiting, now
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+OnExceed = Literal["raise", "truncate", "wait"]
+Per = Literal["minute", "hour", "day"] | float | None
+
+_PERIODS = {"minute": 60.0, "hour": 3_600.0, "day": 86_400.0}
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetConfiguration:
+    """What a decorator says of an agent's budget; None for what has no bound."""
+
+    budget_tokens: int | None = None
+    budget_usd: float | None = None
+    per: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetStatistics:
+    """Where a budget stands in its period now."""
+
+    budget_tokens: int | None
+    tokens_used: int
+    tokens_reserved: int
+    budget_usd: float | None
+    usd_used: float
+    usd_reserved: float
+    seconds_left: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """What a call asks for, or has used."""
+
+    tokens: int = 0
+    usd: float = 0.0
+
+    def __add__(self, other: "Amount") -> "Amount":
+        return Amount(self.tokens + other.tokens, self.usd + other.usd)
+
+    def __sub__(self, other: "Amount") -> "Amount":
+        return Amount(self.tokens - other.tokens, self.usd - other.usd)
+
+
+_NOTHING = Amount()
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What is held for one call, in which of the budget's periods."""
+
+    amount: Amount
+    period: int
+
+
+class Budget:
+    """The one budget of an agent. A period starts with its first call, and turns when it is over."""
+
+    def __init__(self, agent: str, configuration: BudgetConfiguration) -> None:
+        self.agent = agent
+        self.parameters = effective_parameters(configuration)
+        self._limit_tokens = configuration.budget_tokens
+        self._limit_usd = configuration.budget_usd
+        self._seconds = configuration.per
+        # Reentrant: a stream that the garbage collector drops is settled wherever its thread happens to be.
+        self._lock = threading.RLock()
+        self._period = 0
+        self._period_start: float | None = None
+        self._used = _NOTHING
+        self._reserved = _NOTHING
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether there is a bound at all, so that prompts have to be counted."""
+        return self._limit_tokens is not None or self._limit_usd is not None
+
+    def amount(self, usage: call_tokens.Usage, model: str) -> Amount:
+        """What a usage takes from the budget."""
+        usd = 0.0
+        if self._limit_usd is not None:
+            usd = pricing.cost_usd(model, prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
+        return Amount(usage.prompt_tokens + usage.completion_tokens, usd)
+
+    def statistics(self) -> BudgetStatistics:
+        """Where the budget stands now."""
+        with self._lock:
+            seconds_left = self._turn()
+            return BudgetStatistics(
+                self._limit_tokens,
+                self._used.tokens,
+                self._reserved.tokens,
+                self._limit_usd,
+                self._used.usd,
+                self._reserved.usd,
+                seconds_left,
+            )
+
+    def reset(self) -> None:
+        """Start a new period with nothing used."""
+        with self._lock:
+            self._start_period(None)
+
+    async def reserve(self, amount: Amount, waiting: Waiting, *, may_wait: bool) -> Reservation:
+        """Hold an amount for a call.
+
+        Raises:
+            TokenBudgetExceededError: It is more than is left, and waiting is not allowed or would not help.
+        """
+        while True:
+            with self._lock:
+                seconds = self._turn()
+                excess = self._excess(amount)
+                if excess is None:
+                    if self._period_start is None:
+                        self._start_period(now())
+                    self._reserved += amount
+                    return Reservation(amount, self._period)
+            requested, limit, remaining, unit = excess
+            if not may_wait or seconds is None or requested > limit:
+                raise self._refusal(requested, limit, remaining, unit, seconds)
+            emit(BudgetWaiting(name=self.agent, seconds=seconds, requested=requested, unit=unit))
+            await waiting.sleep(seconds)
+
+    def settle(self, reservation: Reservation, used: Amount) -> None:
+        """Put what was used in place of what was held; a call of an earlier period is settled with that one."""
+        with self._lock:
+            self._turn()
+            if reservation.period == self._period:
+                self._reserved -= reservation.amount
+                self._used += used
+
+    def _turn(self) -> float | None:
+        """Start a new period if this one is over. Returns the seconds that it has left, if it ends at all."""
+        if self._seconds is None or self._period_start is None:
+            return None
+        left = self._period_start + self._seconds - now()
+        if left <= 0:
+            self._start_period(None)
+            return None
+        return left
+
+    def _start_period(self, start: float | None) -> None:
+        if start is None:
+            self._period += 1
+            self._used = self._reserved = _NOTHING
+        self._period_start = start
+
+    def _excess(self, amount: Amount) -> tuple[float, float, float, str] | None:
+        """What is asked for, the limit, what is left and the unit, for the first bound that the amount breaks."""
+        taken = self._used + self._reserved
+        if self._limit_tokens is not None and taken.tokens + amount.tokens > self._limit_tokens:
+            return amount.tokens, self._limit_tokens, max(0, self._limit_tokens - taken.tokens), "tokens"
+        if self._limit_usd is not None and taken.usd + amount.usd > self._limit_usd:
+            return amount.usd, self._limit_usd, max(0.0, self._limit_usd - taken.usd), "USD"
+        return None
+
+    def _refusal(
+        self, requested: float, limit: float, remaining: float, unit: str, seconds: float | None
+    ) -> TokenBudgetExceededError:
+        parameter = "budget_tokens" if unit == "tokens" else "budget_usd"
+        turns = (
+            "the budget has no period: reset_all() starts it anew"
+            if seconds is None
+            else f"it turns in {seconds:.0f} s"
+        )
+        return refusal(
+            f"the call needs {requested:.6g} {unit}, and {remaining:.6g} of {parameter}={limit:.6g} are left; {turns}",
+            agent=self.agent,
+            limit=limit,
+            requested=requested,
+            remaining=remaining,
+            unit=unit,
+            retry_after=seconds,
+        )
+
+
+def refusal(
+    text: str,
+    *,
+    agent: str,
+    limit: float,
+    requested: float,
+    remaining: float,
+    unit: str = "tokens",
+    retry_after: float | None = None,
+) -> TokenBudgetExceededError:
+    """Say that a call is refused, and make the error."""
+    emit(BudgetRefused(name=agent, requested=requested, remaining=remaining, unit=unit))
+    return TokenBudgetExceededError(
+        f"token budget of {agent!r}: {text}",
+        agent=agent,
+        limit=limit,
+        requested=requested,
+        remaining=remaining,
+        unit=unit,
+        retry_after=retry_after,
+    )
+
+
+def effective_parameters(configuration: BudgetConfiguration) -> dict[str, Value]:
+    """What a budget is made of."""
+    return {
+        "budget_tokens": effective(configuration.budget_tokens),
+        "budget_usd": effective(configuration.budget_usd),
+        "per": effective(configuration.per),
+    }
+
+
+token_budgets: Registry[BudgetConfiguration, Budget] = Registry(
+    "token budget", "token_budgets", Budget, effective_parameters
+)
+
+
+class _Passage(decorating.Passage):
+    __slots__ = ("_budget", "_layer", "_prompt_tokens", "_reservation", "_text", "_usage")
+
+    def __init__(self, layer: "TokenBudgeting", budget: Budget, reservation: Reservation, prompt_tokens: int) -> None:
+        self._layer = layer
+        self._budget = budget
+        self._reservation = reservation
+        self._prompt_tokens = prompt_tokens
+        self._usage: call_tokens.Usage | None = None
+        self._text: list[str] = []
+
+    def observe(self, item: Any, /) -> None:
+        if isinstance(item, str):
+            self._text.append(item)
+        else:
+            self._usage = call_tokens.usage_of(item) or self._usage
+
+    def leave(self, result: Any, error: BaseException | None, /) -> None:
+        if error is not None:
+            self._budget.settle(self._reservation, _NOTHING)
+            return
+        self.observe(result)
+        usage = self._usage or self._counted()
+        used = self._budget.amount(usage, self._layer.model)
+        self._budget.settle(self._reservation, used)
+        emit(
+            BudgetSettled(
+                name=self._budget.agent,
+                reserved=self._reservation.amount.tokens,
+                prompt_tokens=usage.prompt_tokens,
+                completion_tokens=usage.completion_tokens,
+                usd=used.usd,
+            )
+        )
+
+    def _counted(self) -> call_tokens.Usage:
+        """The usage where the result does not say: its text if it is text, else what was reserved for it."""
+        if self._text:
+            completion = token_counting.count_tokens("".join(self._text), model=self._layer.model)
+        else:
+            completion = self._reservation.amount.tokens - self._prompt_tokens
+        return call_tokens.Usage(self._prompt_tokens, completion)
+
+
+class TokenBudgeting(decorating.Guard):
+    """The layer that @token_budget puts around a function."""
+
+    kind: ClassVar[str] = "token_budget"
+
+    def __init__(
+        self,
+        agent: str,
+        configuration: BudgetConfiguration,
+        *,
+        max_tokens: int | None,
+        model: str,
+        on_exceed: OnExceed,
+        argument: str,
+    ) -> None:
+        self.name = agent
+        self.model = model
+        self._configuration = configuration
+        self._max_tokens = max_tokens
+        self._on_exceed = on_exceed
+        self._arguments = call_tokens.PROMPT_ARGUMENTS if argument == "messages" else (argument,)
+        token_budgets.declare(agent, configuration)
+
+    async def enter(self, call: decorating.Call, /) -> decorating.Passage:
+        """Count the prompt, cut or refuse it, and hold what the call may use."""
+        maximum = self._maximum().value
+        budget = token_budgets.get(self.name, self._configuration)
+        prompt = call_tokens.prompt_argument(call, self._arguments)
+        tokens = 0
+        if prompt is not None and (maximum is not None or budget.is_bounded):
+            argument, value = prompt
+            tokens = await call_tokens.count(call, value, self.model)
+            if maximum is not None and tokens > maximum:
+                tokens = self._fit(call, argument, value, tokens, maximum)
+        amount = budget.amount(call_tokens.Usage(tokens, call_tokens.answer_tokens(call)), self.model)
+        reservation = await budget.reserve(amount, call.waiting, may_wait=self._on_exceed == "wait")
+        return _Passage(self, budget, reservation, tokens)
+
+    def check_arguments(self, function: Callable[..., Any]) -> None:
+        """Refuse to guard a function whose prompt cannot be seen.
+
+        Raises:
+            ConfigurationError: A maximum was given, and the function takes no such argument.
+        """
+        parameters = decorating.Parameters.of(getattr(function, "__func__", function))
+        if self._max_tokens is not None and not any(map(parameters.accepts, self._arguments)):
+            raise ConfigurationError(
+                f"@token_budget(max_tokens={self._max_tokens}): {decorating.name_of(function)} takes no "
+                f"{' or '.join(self._arguments)}: say argument= with the parameter that holds its prompt"
+            )
+
+    def describe(self) -> dict[str, Value]:
+        """The effective parameters, and where each came from."""
+        return {
+            "max_tokens": self._maximum(),
+            **token_budgets.describe(self.name, self._configuration),
+            "model": Value(self.model, "default" if self.model == token_counting.DEFAULT_MODEL else "argument"),
+            "on_exceed": Value(self._on_exceed, "default" if self._on_exceed == "raise" else "argument"),
+            "argument": Value(" or ".join(self._arguments), "default" if len(self._arguments) > 1 else "argument"),
+        }
+
+    def _maximum(self) -> Value:
+        if self._max_tokens is not None:
+            return Value(self._max_tokens, "argument")
+        # pydantic takes 0.15 s to import: paid by the first call, not by `import resilience_kit`
+        from resilience_kit.settings import current_settings
+
+        return Value(*current_settings().agent_max_tokens(self.name))
+
+    def _fit(self, call: decorating.Call, argument: str, value: Any, tokens: int, maximum: int) -> int:
+        if self._on_exceed == "truncate":
+            kept, tokens_after, removed = _cut(value, maximum, self.model)
+            if tokens_after <= maximum:
+                call.replace(argument, kept)
+                emit(
+                    Truncated(name=self.name, tokens_before=tokens, tokens_after=tokens_after, removed_messages=removed)
+                )
+                return tokens_after
+        raise refusal(
+            f"the prompt has {tokens} tokens, and max_tokens={maximum}: shorten it, raise max_tokens, or say "
+            'on_exceed="truncate"',
+            agent=self.name,
+            limit=maximum,
+            requested=tokens,
+            remaining=maximum,
+        )
+
+
+def _cut(prompt: Any, maximum: int, model: str) -> tuple[Any, int, int]:
+    """Cut a prompt. Returns it, its tokens, and how many messages it lost."""
+    if isinstance(prompt, str):
+        text = token_counting.truncate_text(prompt, max_tokens=maximum, model=model)
+        return text, token_counting.count_tokens(text, model=model), 0
+    truncation = token_counting.truncate_messages(prompt, max_tokens=maximum, model=model)
+    return truncation.messages, truncation.tokens_after, truncation.removed_messages
+
+
+def _seconds_of(per: Any) -> float | None:
+    if isinstance(per, str) and per in _PERIODS:
+        return _PERIODS[per]
+    if per is None or (is_number(per) and per > 0):
+        return per
+    raise ConfigurationError(f'@token_budget(per={per!r}): expected "minute", "hour", "day", seconds above 0, or None')
+
+
+@overload
+def token_budget(function: Callable[P, R], /) -> Callable[P, R]: ...
+@overload
+def token_budget(
+    agent: str = "default",
+    *,
+    max_tokens: int | None = None,
+    budget_tokens: int | None = None,
+    budget_usd: float | None = None,
+    per: Per = None,
+    model: str = token_counting.DEFAULT_MODEL,
+    on_exceed: OnExceed = "raise",
+    argument: str = "messages",
+) -> decorating.Decorator: ...
+def token_budget(
+    agent: Any = "default",
+    *,
+    max_tokens: int | None = None,
+    budget_tokens: int | None = None,
+    budget_usd: float | None = None,
+    per: Per = None,
+    model: str = token_counting.DEFAULT_MODEL,
+    on_exceed: OnExceed = "raise",
+    argument: str = "messages",
+) -> Any:
+    """Keep an agent's prompts below a maximum, and its calls within a budget.
+
+    What a call may use is reserved before it and settled with the response's `usage` after it, or by counting the
+    text where the result is text; a failed or cancelled call gives it back.
+
+    Args:
+        agent: Functions with the same agent share one budget, over all threads and event loops.
+        max_tokens: The longest prompt in tokens. Default: the agent's own variable, as MATH_AGENT_MAX_TOKENS for
+            "MathAgent" or "math_agent", else no bound.
+        budget_tokens: Most tokens, of prompts and answers, in a period. Default: no bound.
+        budget_usd: Most US dollars in a period (extra `cost`). Default: no bound.
+        per: The period: "minute", "hour", "day", a number of seconds, or None for the life of the process.
+        model: The model whose vocabulary and prices count.
+        on_exceed: "raise"; "truncate" cuts a prompt above `max_tokens`, the oldest messages first, and raises where
+            a budget is spent; "wait" waits for the next period where a budget is spent.
+        argument: The parameter that holds the prompt. Default: `messages`, else `input` or `prompt`.
+
+    Raises:
+        ConfigurationError: An argument cannot work, or the agent has another budget elsewhere.
+        TokenBudgetExceededError: From a call: it was not sent.
+
+    Example:
+        >>> from resilience_kit import token_budget
+        >>> @token_budget("MathAgent", max_tokens=4_000, budget_tokens=1_000_000, per="day")
+        ... def ask(prompt: str) -> str:
+        ...     return "four"
+        >>> ask("What is 2 + 2?")
+        'four'
+    """
+    if not isinstance(agent, str):
+        check_callable("token_budget", agent)
+        return token_budget()(agent)
+    check_numbers("token_budget", above=0, whole=True, max_tokens=max_tokens, budget_tokens=budget_tokens)
+    check_numbers("token_budget", above=0, budget_usd=budget_usd)
+    if on_exceed not in get_args(OnExceed):
+        raise ConfigurationError(f'@token_budget(on_exceed={on_exceed!r}): expected "raise", "truncate" or "wait"')
+    seconds = _seconds_of(per)
+    if on_exceed == "wait" and seconds is None:
+        raise ConfigurationError('@token_budget(on_exceed="wait"): say per=, or there is nothing to wait for')
+    if budget_usd is not None:
+        pricing.check_model(model)
+    layer = TokenBudgeting(
+        agent,
+        BudgetConfiguration(budget_tokens, budget_usd, seconds),
+        max_tokens=max_tokens,
+        model=model,
+        on_exceed=on_exceed,
+        argument=argument,
+    )
+
+    def decorate(function: Callable[P, R], /) -> Callable[P, R]:
+        check_callable("token_budget", function)
+        layer.check_arguments(function)
+        return decorating.guarded(function, layer)
+
+    return decorate

@@ -1,0 +1,100 @@
+"""The command line, run in this process."""
+
+import importlib
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+
+import httpx2
+import pytest
+from typer.testing import CliRunner
+
+from resilience_kit import cli
+
+
+@pytest.fixture
+def run(monkeypatch):
+    # Narrow terminals wrap what the tests look for.
+    monkeypatch.setenv("COLUMNS", "200")
+    return lambda *arguments: CliRunner().invoke(cli.app, arguments)
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def interrupt_after_request(monkeypatch, port):
+    """Have a request sent and then Ctrl-C pressed as soon as the command waits for it."""
+
+    def ask_and_interrupt():
+        url = f"http://127.0.0.1:{port}/v1/embeddings"
+        httpx2.post(url, json={"model": "embedding", "input": "Hello"}, headers={"api-key": "any"}).raise_for_status()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    wait = cli._wait_for_interrupt
+
+    def start_and_wait():
+        asking = threading.Thread(target=ask_and_interrupt)
+        asking.start()
+        wait()
+        asking.join()
+
+    monkeypatch.setattr(cli, "_wait_for_interrupt", start_and_wait)
+
+
+def test_simulator_serves_until_interrupted_and_tells_how_to_reach_it(run, monkeypatch):
+    port = free_port()
+    interrupt_after_request(monkeypatch, port)
+    result = run("simulator", "--port", str(port), "--rpm", "60", "--request-window", "1")
+    assert result.exit_code == 0, result.output
+    assert f"export AZURE_OPENAI_ENDPOINT=http://127.0.0.1:{port} " in result.output
+    assert "1 requests: 1 admitted, 0 refused, 0 faults." in result.output
+
+
+def test_simulator_plays_random_faults(run, monkeypatch):
+    monkeypatch.setattr(cli, "_wait_for_interrupt", lambda: None)
+    assert run("simulator", "--port", "0", "--fault-rate", "0.5").exit_code == 0
+
+
+def test_an_impossible_setting_is_explained(run):
+    result = run("simulator", "--period", "0")
+    assert (result.exit_code, "must be more than 0 seconds" in result.output) == (2, True)
+
+
+def test_a_port_that_is_taken_is_explained(run):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = run("simulator", "--port", str(port))
+    assert result.exit_code == 2
+    assert re.search(rf"cannot listen on 127.0.0.1:{port}: ", result.output)
+
+
+def test_without_a_command_the_help_lists_them(run):
+    assert "simulator" in run().output
+
+
+def test_main_runs_the_app(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["resilience-kit", "--help"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert (caught.value.code, "simulator" in capsys.readouterr().out) == (0, True)
+
+
+def test_the_command_names_its_extras_when_the_server_is_missing(run, monkeypatch):
+    monkeypatch.delitem(sys.modules, "resilience_kit.testing.simulator", raising=False)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.setitem(sys.modules, "starlette.requests", None)
+    result = run("simulator")
+    assert (result.exit_code, "pip install 'resilience-kit[cli,testing]'" in result.output) == (2, True)
+
+
+def test_the_command_line_names_its_extras_when_typer_is_missing(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "resilience_kit.cli")
+    monkeypatch.setitem(sys.modules, "typer", None)
+    with pytest.raises(SystemExit) as caught:
+        importlib.import_module("resilience_kit.cli")
+    assert (caught.value.code, "pip install 'resilience-kit[cli,testing]'" in capsys.readouterr().err) == (2, True)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from resilience_kit.settings import ResilienceSettings, configure
     from resilience_kit.stack import StackReport, explain, resilient
     from resilience_kit.stats import get_all_resilience_stats, reset_all
-    from resilience_kit.token_budget import token_budget
+    from resilience_kit.token_budgeting import token_budget
     from resilience_kit.token_counting import count_tokens
 
 __all__ = [
@@ -67,7 +67,7 @@ _HOMES = {
     "settings": ("ResilienceSettings", "configure"),
     "stack": ("StackReport", "explain", "resilient"),
     "stats": ("get_all_resilience_stats", "reset_all"),
-    "token_budget": ("token_budget",),
+    "token_budgeting": ("token_budget",),
     "token_counting": ("count_tokens",),
 }
 

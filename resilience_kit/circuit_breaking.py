@@ -255,7 +255,6 @@ class CircuitProtection(decorating.Guard):
     """The layer that @circuit_protected puts around a function."""
 
     kind: ClassVar[str] = "circuit_protected"
-    rechecks: ClassVar[bool] = True
 
     def __init__(
         self,

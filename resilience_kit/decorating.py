@@ -11,8 +11,7 @@ call as often as it sees fit; a generator counts as run when its first item is o
 import functools
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
-from contextlib import aclosing
-from contextvars import ContextVar
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field
 from types import CoroutineType
 from typing import Any, ClassVar, ParamSpec, Protocol, TypeVar, cast
@@ -27,7 +26,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 _MISSING = object()
-_LAYER = "__resilience_layer__"
+_STACKED = "__resilience_stacked__"
 _TASK = TaskWaiting()
 _THREAD = ThreadWaiting()
 
@@ -79,13 +78,19 @@ class Parameters:
 class Call:
     """One call of a decorated function: its arguments, and how it waits."""
 
-    __slots__ = ("args", "kwargs", "parameters", "waiting")
+    __slots__ = ("args", "kwargs", "parameters", "passages", "waiting")
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], parameters: Parameters, waiting: Waiting) -> None:
         self.args = args
         self.kwargs = kwargs
         self.parameters = parameters
         self.waiting = waiting
+        self.passages: list[Passage] = []
+
+    def recheck(self) -> None:
+        """Ask the guards further out, after a wait, whether the call may still be sent."""
+        for passage in self.passages:
+            passage.recheck()
 
     def argument(self, name: str, default: Any = None) -> Any:
         """An argument by its parameter's name, however it was passed."""
@@ -135,8 +140,6 @@ class Layer(Protocol):
 class Guard(Layer, Protocol):
     """A layer that is entered before a call and left after it."""
 
-    rechecks: ClassVar[bool] = False
-
     async def enter(self, call: Call, /) -> Passage:
         """Let the call in, perhaps after a wait or with other arguments; raise to refuse it."""
         ...
@@ -154,53 +157,40 @@ class Repeater(Layer, Protocol):
         ...
 
 
-# The guards further out that want to be asked again once a layer below has made the call wait.
-_passages: ContextVar[tuple[Passage, ...]] = ContextVar("resilience_kit_passages", default=())
+class _Stream:
+    """A generator that was run to its first item, and the passages that last as long as it does, innermost first.
 
+    Where it is dropped and its reader's frame is never run again, the finalizer ends them.
+    """
 
-def recheck() -> None:
-    """Ask the guards further out, after a wait, whether the call may still be sent."""
-    for passage in _passages.get():
-        passage.recheck()
+    __slots__ = ("generator", "item", "passages", "returned")
 
-
-class _Stay:
-    """Makes sure that a passage is left once, even where a stream is dropped and its frame is never run again."""
-
-    __slots__ = ("_passage",)
-
-    def __init__(self, passage: Passage) -> None:
-        self._passage: Passage | None = passage
+    def __init__(self, generator: Any, item: Any, returned: Any = None) -> None:
+        self.generator = generator
+        self.item = item
+        self.returned = returned
+        self.passages: list[Passage] = []
 
     def observe(self, item: Any) -> None:
-        if self._passage is not None:
-            self._passage.observe(item)
+        for passage in self.passages:
+            passage.observe(item)
 
     def leave(self, error: BaseException | None = None) -> None:
-        passage, self._passage = self._passage, None
-        if passage is not None:
-            passage.leave(None, error)
+        passages, self.passages = self.passages, []
+        with ExitStack() as stack:
+            for passage in reversed(passages):
+                stack.callback(passage.leave, None, error)
 
     def __del__(self) -> None:
         self.leave()
 
 
-@dataclass(slots=True)
-class _Stream:
-    """A generator that was run to its first item, and the stay in a guard that lasts as long as it does."""
+class _StoppedError(Exception):
+    """Carries a sync function's StopIteration through coroutines, where it must not be raised (PEP 479)."""
 
-    generator: Any
-    item: Any
-    returned: Any = None
-    stay: _Stay | None = None
-
-    def observe(self, item: Any) -> None:
-        if self.stay is not None:
-            self.stay.observe(item)
-
-    def leave(self, error: BaseException | None = None) -> None:
-        if self.stay is not None:
-            self.stay.leave(error)
+    def __init__(self, stop: StopIteration) -> None:
+        super().__init__(stop)
+        self.stop = stop
 
 
 def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -216,53 +206,55 @@ def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
     )
 
 
-async def _invoke_function(function: Callable[..., Any], call: Call) -> Any:
-    try:
+_Run = Callable[[Call], Coroutine[Any, Any, Any]]
+
+
+def _run_function(function: Callable[..., Any]) -> _Run:
+    async def run(call: Call) -> Any:
+        try:
+            result = function(*call.args, **call.kwargs)
+        except StopIteration as stop:
+            raise _StoppedError(stop) from stop
+        if isinstance(result, CoroutineType):
+            result.close()
+            raise ConfigurationError(
+                f"{name_of(function)} is not async, but returned a coroutine, which would run outside of its "
+                "decorators: make it async def and await the call in it"
+            )
+        return result
+
+    return run
+
+
+def _run_coroutine_function(function: Callable[..., Any]) -> _Run:
+    async def run(call: Call) -> Any:
         result = function(*call.args, **call.kwargs)
-    except StopIteration as stop:
-        return _Stopped(stop)
-    if isinstance(result, CoroutineType):
-        result.close()
-        raise ConfigurationError(
-            f"{name_of(function)} is not async, but returned a coroutine, which would run outside of its decorators: "
-            "make it async def and await the call in it"
-        )
-    return result
+        # a fallback, or what a plain wrapper around a coroutine function returns, need not be awaitable
+        return await result if isinstance(result, CoroutineType) or inspect.isawaitable(result) else result
+
+    return run
 
 
-async def _invoke_coroutine_function(function: Callable[..., Any], call: Call) -> Any:
-    result = function(*call.args, **call.kwargs)
-    return await result if isinstance(result, CoroutineType) or inspect.isawaitable(result) else result
+def _run_generator_function(function: Callable[..., Any]) -> _Run:
+    async def run(call: Call) -> _Stream:
+        generator = function(*call.args, **call.kwargs)
+        try:
+            return _Stream(generator, next(generator))
+        except StopIteration as stop:
+            return _Stream(generator, _MISSING, stop.value)
+
+    return run
 
 
-async def _invoke_generator_function(function: Callable[..., Any], call: Call) -> _Stream:
-    generator = function(*call.args, **call.kwargs)
-    try:
-        return _Stream(generator, next(generator))
-    except StopIteration as stop:
-        return _Stream(generator, _MISSING, stop.value)
+def _run_async_generator_function(function: Callable[..., Any]) -> _Run:
+    async def run(call: Call) -> _Stream:
+        generator = function(*call.args, **call.kwargs)
+        return _Stream(generator, await anext(generator, _MISSING))
+
+    return run
 
 
-async def _invoke_async_generator_function(function: Callable[..., Any], call: Call) -> _Stream:
-    generator = function(*call.args, **call.kwargs)
-    return _Stream(generator, await anext(generator, _MISSING))
-
-
-class _Stopped:
-    """A sync function's StopIteration, which must not be raised inside a coroutine (PEP 479)."""
-
-    __slots__ = ("stop",)
-
-    def __init__(self, stop: StopIteration) -> None:
-        self.stop = stop
-
-
-_Invoke = Callable[[Callable[..., Any], Call], Coroutine[Any, Any, Any]]
-
-
-def _around_guard(guard: Guard, function: Callable[..., Any], invoke: _Invoke) -> Callable[[Call], Any]:
-    is_innermost = not stacked_layers(function)
-
+def _run_guard(guard: Guard, beneath: _Run, run_substitute: Callable[[Callable[..., Any]], _Run]) -> _Run:
     async def run(call: Call) -> Any:
         try:
             passage = await guard.enter(call)
@@ -270,20 +262,17 @@ def _around_guard(guard: Guard, function: Callable[..., Any], invoke: _Invoke) -
             substitute = guard.substitute(refusal)
             if substitute is None:
                 raise
-            return await invoke(substitute, call)
-        outer = _passages.get()
-        inner = () if is_innermost else (*outer, passage) if guard.rechecks else outer
-        token = _passages.set(inner) if inner is not outer else None
+            return await run_substitute(substitute)(call)
+        call.passages.append(passage)
         try:
-            result = await invoke(function, call)
+            result = await beneath(call)
         except BaseException as error:
             passage.leave(None, error)
             raise
         finally:
-            if token is not None:
-                _passages.reset(token)
+            call.passages.remove(passage)
         if isinstance(result, _Stream):
-            result.stay = _Stay(passage)
+            result.passages.append(passage)
         else:
             passage.leave(result, None)
         return result
@@ -291,24 +280,21 @@ def _around_guard(guard: Guard, function: Callable[..., Any], invoke: _Invoke) -
     return run
 
 
-def _around_repeater(repeater: Repeater, function: Callable[..., Any], invoke: _Invoke) -> Callable[[Call], Any]:
+def _run_repeater(repeater: Repeater, beneath: _Run) -> _Run:
     async def run(call: Call) -> Any:
-        return await repeater.run(call, lambda: invoke(function, call))
+        return await repeater.run(call, lambda: beneath(call))
 
     return run
-
-
-_Run = Callable[[Call], Coroutine[Any, Any, Any]]
 
 
 def _wrap_function(function: Callable[..., Any], run: _Run, parameters: Parameters) -> Callable[..., Any]:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         if mode.disabled:
             return function(*args, **kwargs)
-        result = run_blocking(run(Call(args, kwargs, parameters, _THREAD)))
-        if isinstance(result, _Stopped):
-            raise result.stop
-        return result
+        try:
+            return run_blocking(run(Call(args, kwargs, parameters, _THREAD)))
+        except _StoppedError as stopped:
+            raise stopped.stop from stopped.stop.__cause__
 
     return wrapper
 
@@ -362,7 +348,7 @@ def _wrap_async_generator_function(
 ) -> Callable[..., Any]:
     async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
         call = Call(args, kwargs, parameters, _TASK)
-        stream: _Stream = await (_invoke_async_generator_function(function, call) if mode.disabled else run(call))
+        stream: _Stream = await (_run_async_generator_function(function)(call) if mode.disabled else run(call))
         generator, item = stream.generator, stream.item
         try:
             async with aclosing(generator):
@@ -390,50 +376,66 @@ def _wrap_async_generator_function(
     return wrapper
 
 
-_KINDS: dict[_Invoke, Callable[[Callable[..., Any], _Run, Parameters], Callable[..., Any]]] = {
-    _invoke_function: _wrap_function,
-    _invoke_coroutine_function: _wrap_coroutine_function,
-    _invoke_generator_function: _wrap_generator_function,
-    _invoke_async_generator_function: _wrap_async_generator_function,
-}
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How one kind of function is run to its result, or to its first item, and how it is wrapped."""
+
+    run: Callable[[Callable[..., Any]], _Run]
+    wrap: Callable[[Callable[..., Any], _Run, Parameters], Callable[..., Any]]
 
 
-def _invoke_of(function: Callable[..., Any]) -> _Invoke:
-    """Tell what kind of function this is.
+_FUNCTION = _Kind(_run_function, _wrap_function)
+_COROUTINE_FUNCTION = _Kind(_run_coroutine_function, _wrap_coroutine_function)
+_GENERATOR_FUNCTION = _Kind(_run_generator_function, _wrap_generator_function)
+_ASYNC_GENERATOR_FUNCTION = _Kind(_run_async_generator_function, _wrap_async_generator_function)
 
-    A plain wrapper (as openai 3.57 puts around `create`) is taken for what it wraps.
-    """
+
+def _kind_of(function: Callable[..., Any]) -> _Kind:
+    """Tell the kind of a function. A plain wrapper, as openai 3.57 puts around `create`, is what it wraps."""
     plain = inspect.unwrap(function)
-    for candidate in (plain, getattr(type(plain), "__call__", None)):  # noqa: B004 - an object's own __call__ may be async
+    for candidate in (plain, getattr(type(plain), "__call__", None)):  # noqa: B004 - an object's __call__ may be async
         if inspect.isasyncgenfunction(candidate):
-            return _invoke_async_generator_function
+            return _ASYNC_GENERATOR_FUNCTION
         if inspect.iscoroutinefunction(candidate):
-            return _invoke_coroutine_function
+            return _COROUTINE_FUNCTION
         if inspect.isgeneratorfunction(candidate):
-            return _invoke_generator_function
-    return _invoke_function
+            return _GENERATOR_FUNCTION
+    return _FUNCTION
 
 
-def _decorate(function: Any, layer: Layer, around: Callable[[Any, Callable[..., Any], _Invoke], _Run]) -> Any:
+@dataclass(frozen=True, slots=True)
+class _Stacked:
+    """What a wrapper of the kit's carries: its layer, and how to run it and all beneath it for a call."""
+
+    wrapper: Callable[..., Any]
+    layer: Layer
+    run: _Run
+
+
+def _decorate(function: Any, layer: Layer, around: Callable[[_Kind, _Run], _Run]) -> Any:
     if isinstance(function, (staticmethod, classmethod)):
         return type(function)(_decorate(function.__func__, layer, around))
-    invoke = _invoke_of(function)
-    run = around(layer, function, invoke)
-    wrapper = functools.wraps(function)(_KINDS[invoke](function, run, Parameters.of(function)))
-    setattr(wrapper, _LAYER, layer)
-    # the caller of the decorator is four frames up: this one, guarded() or repeated(), decorate(), the user's
+    kind = _kind_of(function)
+    stacked = getattr(function, _STACKED, None)
+    # One wrapper runs the whole stack with one Call. A decorator of somebody else's in between, to which
+    # functools.wraps copied the attribute, is called like any function.
+    beneath = stacked.run if stacked is not None and stacked.wrapper is function else kind.run(function)
+    run = around(kind, beneath)
+    wrapper = functools.wraps(function)(kind.wrap(function, run, Parameters.of(function)))
+    setattr(wrapper, _STACKED, _Stacked(wrapper, layer, run))
+    # four frames up: this function, guarded() or repeated(), decorate(), and the user's module
     warn_of_problems(stacked_layers(wrapper), function, stacklevel=4)
     return wrapper
 
 
 def guarded(function: Callable[P, R], guard: Guard) -> Callable[P, R]:
     """Put a guard around a function of any kind."""
-    return cast("Callable[P, R]", _decorate(function, guard, _around_guard))
+    return cast("Callable[P, R]", _decorate(function, guard, lambda kind, run: _run_guard(guard, run, kind.run)))
 
 
 def repeated(function: Callable[P, R], repeater: Repeater) -> Callable[P, R]:
     """Put a repeater around a function of any kind."""
-    return cast("Callable[P, R]", _decorate(function, repeater, _around_repeater))
+    return cast("Callable[P, R]", _decorate(function, repeater, lambda _kind, run: _run_repeater(repeater, run)))
 
 
 def name_of(function: Any) -> str:
@@ -450,9 +452,8 @@ def stacked_layers(function: Any) -> list[Layer]:
     layers: list[Layer] = []
     current = getattr(function, "__func__", function)
     while current is not None:
-        layer = getattr(current, "__dict__", {}).get(_LAYER)
-        # functools.wraps copies __dict__, so that a foreign decorator carries the layer beneath it once more
-        if layer is not None and not any(layer is seen for seen in layers):
-            layers.append(layer)
+        stacked = getattr(current, _STACKED, None)
+        if stacked is not None and stacked.wrapper is current:
+            layers.append(stacked.layer)
         current = getattr(current, "__wrapped__", None)
     return layers

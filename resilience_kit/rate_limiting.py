@@ -26,7 +26,7 @@ from resilience_kit.quota_ledger import QuotaLedger, WindowLedger
 from resilience_kit.registry import Registry, Value, effective
 from resilience_kit.server_advice import ServerAdvice, advice_from_error, advice_from_result, is_rate_limit
 from resilience_kit.validating import check_callable, check_numbers, is_number
-from resilience_kit.waiting import Waiter, Waiting, now
+from resilience_kit.waiting import Waiter, now
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -157,7 +157,7 @@ class RateLimit:
             self._serve()
         self._take_back()
 
-    async def acquire(self, waiting: Waiting, tokens: int, priority: float, max_wait: float | None) -> Ticket:
+    async def acquire(self, call: decorating.Call, tokens: int, priority: float, max_wait: float | None) -> Ticket:
         """Wait for a slot and for quota.
 
         Raises:
@@ -169,12 +169,15 @@ class RateLimit:
         ticket = Ticket(tokens)
         # A step of priority is worth a period of waiting, so that no priority waits for ever.
         place = (arrived + priority * self._period, next(self._order), ticket)
-        ahead, known_wait = 0, 0.0
+        ahead, known_wait, due = 0, 0.0, None
         with self._lock:
-            heappush(self._queue, place)
-            due = self._serve()
+            if not self._queue and self._has_slot() and self._seconds_until_fits(tokens, arrived) <= 0:
+                self._admit(ticket, arrived)
+            else:
+                heappush(self._queue, place)
+                due = self._serve()
             if not ticket.is_granted():
-                ticket.waiter = waiting.waiter()
+                ticket.waiter = call.waiting.waiter()
                 due = self._patience(ticket, due)
                 ahead = sum(other < place and not other[2].withdrawn for other in self._queue)
                 known_wait = 0.0 if max_wait is None else self._look_ahead(place)
@@ -187,7 +190,7 @@ class RateLimit:
                 raise self._refusal(known_wait, max_wait, tokens)
             emit(WaitingEvent(name=self.name, seconds=due, tokens=tokens, ahead=ahead))
             await self._wait(ticket, ticket.waiter, due, max_wait, arrived)
-            decorating.recheck()
+            call.recheck()
         except BaseException:
             self.release(ticket, sent=False)
             raise
@@ -238,13 +241,11 @@ class RateLimit:
         while self._queue:
             ticket = self._queue[0][2]
             if not (ticket.withdrawn or (ticket.waiter is not None and ticket.waiter.is_dead)):
-                if self._in_flight >= self._max_concurrent:
+                if not self._has_slot():
                     due = None
                     break
                 current = now()
-                due = self._ledger.seconds_until_fits(ticket.tokens, current)
-                if self._spacing is not None:
-                    due = max(due, self._spacing.seconds_until_room())
+                due = self._seconds_until_fits(ticket.tokens, current)
                 if due > 0:
                     break
                 self._admit(ticket, current)
@@ -255,6 +256,13 @@ class RateLimit:
             if head is not None and head.waiter is not None:
                 head.waiter.wake()
         return due
+
+    def _has_slot(self) -> bool:
+        return self._in_flight < self._max_concurrent
+
+    def _seconds_until_fits(self, tokens: int, current: float) -> float:
+        due = self._ledger.seconds_until_fits(tokens, current)
+        return due if self._spacing is None else max(due, self._spacing.seconds_until_room())
 
     def _admit(self, ticket: Ticket, current: float) -> None:
         self._in_flight += 1
@@ -275,7 +283,8 @@ class RateLimit:
                         self._in_flight -= 1
                         if not sent:
                             self._ledger.give_back(ticket.tokens, ticket.granted_at)
-                self._serve()
+                if self._queue:
+                    self._serve()
             finally:
                 self._lock.release()
 
@@ -374,7 +383,7 @@ class RateLimiting(decorating.Guard):
         """Wait for a slot and for quota."""
         limit = rate_limits.get(self.name, self._configuration)
         tokens = await self._count(call)
-        return _Passage(limit, await limit.acquire(call.waiting, tokens, self._priority, self._max_wait))
+        return _Passage(limit, await limit.acquire(call, tokens, self._priority, self._max_wait))
 
     def describe(self) -> dict[str, Value]:
         """The effective parameters, and where each came from."""

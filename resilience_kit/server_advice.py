@@ -95,6 +95,9 @@ class ServerAdvice:
 
 _SILENCE = ServerAdvice()
 
+# What a decorated function mostly returns, and what never has headers.
+_PLAIN = (str, bytes, int, float, bool, list, tuple, dict, type(None))
+
 
 def advice_from_headers(headers: object, *, now: float | None = None) -> ServerAdvice:
     """Read the headers that speak of limits.
@@ -159,6 +162,8 @@ def advice_from_result(result: object) -> ServerAdvice | None:
     Attributes that neither the class nor the instance itself defines are not asked for: a proxy, a lazy record or a
     mock that makes up attributes is left alone.
     """
+    if isinstance(result, _PLAIN):
+        return None
     headers = _own_attribute(result, "headers")
     if headers is None:
         headers = _own_attribute(_own_attribute(result, "response"), "headers")

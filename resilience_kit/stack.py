@@ -14,7 +14,7 @@ from resilience_kit.rate_limiting import Tokens, rate_limited
 from resilience_kit.registry import Value
 from resilience_kit.retrying import retry_on_429
 from resilience_kit.stack_order import StackProblem, find_problems
-from resilience_kit.token_budget import OnExceed, Per, token_budget
+from resilience_kit.token_budgeting import OnExceed, Per, token_budget
 from resilience_kit.validating import check_callable
 
 P = ParamSpec("P")

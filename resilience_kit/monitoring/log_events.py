@@ -12,11 +12,12 @@ from typing import Any
 
 from resilience_kit import events
 
-_LIMITS, _RETRIES, _CIRCUITS, _BUDGETS = (
-    f"resilience_kit.{module}" for module in ("rate_limiting", "retrying", "circuit_breaking", "token_budget")
-)
+_LIMITS = logging.getLogger("resilience_kit.rate_limiting")
+_RETRIES = logging.getLogger("resilience_kit.retrying")
+_CIRCUITS = logging.getLogger("resilience_kit.circuit_breaking")
+_BUDGETS = logging.getLogger("resilience_kit.token_budgeting")
 
-_LINES: dict[type[events.Event], tuple[str, int, str]] = {
+_LINES: dict[type[events.Event], tuple[logging.Logger, int, str]] = {
     events.Waiting: (_LIMITS, logging.DEBUG, "waiting"),
     events.Admitted: (_LIMITS, logging.DEBUG, "admitted"),
     events.WaitRefused: (_LIMITS, logging.WARNING, "refused"),
@@ -43,19 +44,17 @@ def log(event: events.Event) -> None:
     line = _LINES.get(type(event))
     if line is None:
         return
-    logger_name, level, text = line
-    if logging.getLogger(logger_name).isEnabledFor(level):
-        _structlog_logger(logger_name).log(level, text, **asdict(event))
+    logger, level, text = line
+    if logger.isEnabledFor(level):
+        _structured(logger).log(level, text, **asdict(event))
 
 
 @cache
-def _structlog_logger(name: str) -> Any:
+def _structured(logger: logging.Logger) -> Any:
     """A structlog logger with processors of its own, so that the user's structlog.configure() is left alone."""
     import structlog
 
-    return structlog.wrap_logger(
-        logging.getLogger(name), processors=[_to_stdlib], wrapper_class=structlog.stdlib.BoundLogger
-    )
+    return structlog.wrap_logger(logger, processors=[_to_stdlib], wrapper_class=structlog.stdlib.BoundLogger)
 
 
 def _to_stdlib(_logger: Any, _method: str, fields: MutableMapping[str, Any]) -> dict[str, Any]:

@@ -43,13 +43,13 @@ def paced_response(
     return respond
 
 
-async def reset(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001 - ASGI's signature
+async def reset(scope: Scope, receive: Receive, send: Send) -> None:
     """Reset the connection instead of answering."""
     reset_connection(scope)
     await _client_left(receive)
 
 
-async def never_answer(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001 - ASGI's signature
+async def never_answer(scope: Scope, receive: Receive, send: Send) -> None:
     """Keep the connection open until the client leaves."""
     await _client_left(receive)
 

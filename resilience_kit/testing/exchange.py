@@ -146,6 +146,11 @@ def count_prompt_tokens(request: SimulatedRequest, count: Callable[[str], int]) 
     return count("".join(text for message in request.messages for text in _texts(message)) + tools)
 
 
+def completions_charged(request: SimulatedRequest) -> int:
+    """Return for how many completions the service sets tokens aside."""
+    return request.body.get("best_of") or request.body.get("n") or 1
+
+
 def reserved_completion_tokens(request: SimulatedRequest, absent: float) -> float:
     """Return what the service sets aside for the completion when the request arrives.
 
@@ -157,7 +162,7 @@ def reserved_completion_tokens(request: SimulatedRequest, absent: float) -> floa
         return 0
     named = (request.body.get(name) for name in _COMPLETION_LIMITS)
     limit = next((value for value in named if isinstance(value, int)), absent)
-    return limit * (request.body.get("best_of") or request.body.get("n") or 1)
+    return limit * completions_charged(request)
 
 
 def _messages(operation: Operation, body: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -31,6 +31,7 @@ from resilience_kit.testing.exchange import (
     SimulatedAnswer,
     SimulatedRequest,
     answer_briefly,
+    completions_charged,
     count_prompt_tokens,
     operation_at,
     read_request,
@@ -87,8 +88,8 @@ class AzureOpenAISimulator:
         period: Seconds that a minute lasts here.
         token_window: "fixed" counts tokens anew each period, the first of which starts at construction or `reset`;
             "sliding" counts those of the last period.
-        request_window: Over how many seconds of a minute `rpm` is evaluated, 1 or 10: 600 requests per minute are also
-            10 in each second. They scale with `period`.
+        request_window: Over how many seconds of a minute `rpm` is evaluated too: with 1, 600 requests per minute are
+            also 10 in each second; with 10, they are 100 in ten seconds. The seconds scale with `period`.
         count_refused: Whether requests that the quota refuses count towards `rpm`.
         absent_max_tokens: Tokens charged for a completion without `max_tokens`. "cheap" is 16; "dear" is the model's
             context of 128,000, or what `tpm` has room for.
@@ -326,7 +327,8 @@ class AzureOpenAISimulator:
         if self._absent_max_tokens == "cheap":
             absent: float = _CHEAP_COMPLETION
         elif self._absent_max_tokens == "dear":
-            absent = max(0, min(_MODEL_CONTEXT, self._reception.token_limit - prompt_tokens))
+            room = (self._reception.token_limit - prompt_tokens) / completions_charged(asked)
+            absent = max(0, int(min(_MODEL_CONTEXT, room)))
         else:
             absent = self._absent_max_tokens
         return reserved_completion_tokens(asked, absent)

@@ -47,13 +47,12 @@ class Reply:
 
 def whole_body(reply: Reply) -> bytes:
     """Return the body of an answer that isn't streamed."""
-    match reply.request.operation:
-        case "chat.completions":
-            body = _chat_completion(reply)
-        case "responses":
-            body = _response(reply, _final_status(reply.answer), _output_items(reply))
-        case "embeddings":
-            body = _embeddings(reply)
+    if reply.request.operation == "chat.completions":
+        body = _chat_completion(reply)
+    elif reply.request.operation == "responses":
+        body = _response(reply, _final_status(reply.answer), _output_items(reply))
+    else:
+        body = _embeddings(reply)
     return json.dumps(body).encode()
 
 

@@ -7,7 +7,7 @@ import time
 
 import openai
 import pytest
-from openai import AzureOpenAI
+from openai import AsyncAzureOpenAI, AzureOpenAI
 
 from resilience_kit.testing.faults import Fault
 from resilience_kit.testing.simulator import AzureOpenAISimulator
@@ -191,7 +191,7 @@ def test_a_fault_of_an_answer_is_charged_and_one_instead_of_it_is_not(azure, cli
     assert azure.stats.admitted == 1
 
 
-def test_a_client_that_leaves_ends_the_work_for_it():
+async def test_a_client_that_leaves_ends_the_work_for_it():
     answering, ended = threading.Event(), threading.Event()
 
     async def never(_):
@@ -201,8 +201,11 @@ def test_a_client_that_leaves_ends_the_work_for_it():
         finally:
             ended.set()
 
-    with AzureOpenAISimulator(responder=never) as azure, client_of(azure, timeout=0.1) as client:
-        with pytest.raises(openai.APITimeoutError):
-            client.chat.completions.create(**HELLO)
-        assert answering.is_set()
-        assert ended.wait(5)
+    async with (
+        AzureOpenAISimulator(responder=never) as azure,
+        AsyncAzureOpenAI(**azure.client_options(), max_retries=0) as client,
+    ):
+        asking = asyncio.create_task(client.chat.completions.create(**HELLO))
+        assert await asyncio.to_thread(answering.wait, 5)
+        asking.cancel()
+        assert await asyncio.to_thread(ended.wait, 5)

@@ -48,6 +48,22 @@ def test_it_can_run_again_and_keeps_its_counts():
     assert azure.stats.requests == 2
 
 
+def test_a_second_end_does_nothing():
+    with AzureOpenAISimulator() as azure:
+        azure.__exit__(None, None, None)
+    assert server_threads() == []
+
+
+def test_a_responder_may_leave_work_to_threads_and_they_end_with_it():
+    async def answer(_):
+        return await asyncio.to_thread(lambda: "From a thread.")
+
+    before = threading.active_count()
+    with AzureOpenAISimulator(responder=answer) as azure, client_of(azure) as client:
+        client.chat.completions.create(**HELLO)
+    assert threading.active_count() == before
+
+
 def test_it_cannot_run_twice_at_once():
     with AzureOpenAISimulator() as azure, pytest.raises(RuntimeError, match="running already"):
         azure.__enter__()
@@ -84,6 +100,14 @@ def test_the_end_does_not_wait_for_open_requests(fault):
     assert failed.wait(5)
     asking.join()
     assert azure.stats.in_flight == 0
+
+
+def test_the_end_breaks_an_idle_connection():
+    with AzureOpenAISimulator() as azure, client_of(azure) as client:
+        client.chat.completions.create(**HELLO)
+        azure.__exit__(None, None, None)
+        with pytest.raises(openai.APIConnectionError):
+            client.chat.completions.create(**HELLO)
 
 
 def test_the_end_breaks_a_connection_that_sent_half_a_request():

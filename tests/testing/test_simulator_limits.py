@@ -72,6 +72,11 @@ def test_the_charge_without_a_maximum_is_an_option(options, charged):
         assert tokens_charged(azure) == charged
 
 
+def test_a_dear_charge_leaves_room_for_each_choice():
+    with AzureOpenAISimulator(absent_max_tokens="dear", tpm=500) as azure:
+        assert tokens_charged(azure, n=2) == 500
+
+
 def test_the_prompt_is_counted_by_the_given_function():
     with AzureOpenAISimulator(count_prompt=len) as azure:
         assert tokens_charged(azure, max_tokens=1) == len("Hello!!!") + 1

@@ -3,14 +3,17 @@
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, ParamSpec, TypeVar, get_args, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar, get_args, overload
 
 from resilience_kit import call_tokens, decorating, pricing, token_counting
 from resilience_kit.errors import ConfigurationError, TokenBudgetExceededError
 from resilience_kit.events import BudgetRefused, BudgetSettled, BudgetWaiting, Truncated, emit
-from resilience_kit.registry import Registry, Value, effective
+from resilience_kit.registry import Registry, Value, effective, mode
 from resilience_kit.validating import check_callable, check_numbers, is_number
 from resilience_kit.waiting import Waiting, now
+
+if TYPE_CHECKING:
+    from resilience_kit.settings import ResilienceSettings
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -58,6 +61,7 @@ class Amount:
 
 
 _NOTHING = Amount()
+_NO_USAGE = call_tokens.Usage(0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,9 @@ class Reservation:
 
     amount: Amount
     period: int
+
+
+_NO_RESERVATION = Reservation(_NOTHING, -1)
 
 
 class Budget:
@@ -77,17 +84,14 @@ class Budget:
         self._limit_tokens = configuration.budget_tokens
         self._limit_usd = configuration.budget_usd
         self._seconds = configuration.per
+        # without a bound there is nothing to count and to reserve
+        self.is_bounded = self._limit_tokens is not None or self._limit_usd is not None
         # Reentrant: a stream that the garbage collector drops is settled wherever its thread happens to be.
         self._lock = threading.RLock()
         self._period = 0
         self._period_start: float | None = None
         self._used = _NOTHING
         self._reserved = _NOTHING
-
-    @property
-    def is_bounded(self) -> bool:
-        """Whether there is a bound at all, so that prompts have to be counted."""
-        return self._limit_tokens is not None or self._limit_usd is not None
 
     def amount(self, usage: call_tokens.Usage, model: str) -> Amount:
         """What a usage takes from the budget."""
@@ -248,9 +252,12 @@ class _Passage(decorating.Passage):
             self._budget.settle(self._reservation, _NOTHING)
             return
         self.observe(result)
-        usage = self._usage or self._counted()
-        used = self._budget.amount(usage, self._layer.model)
-        self._budget.settle(self._reservation, used)
+        usage, used = self._usage, _NOTHING
+        if self._budget.is_bounded:
+            usage = usage or self._counted()
+            used = self._budget.amount(usage, self._layer.model)
+            self._budget.settle(self._reservation, used)
+        usage = usage or _NO_USAGE
         emit(
             BudgetSettled(
                 name=self._budget.agent,
@@ -290,6 +297,8 @@ class TokenBudgeting(decorating.Guard):
         self._configuration = configuration
         self._max_tokens = max_tokens
         self._on_exceed = on_exceed
+        self._settings: "ResilienceSettings | None" = None
+        self._settings_maximum = Value(None, "default")
         self._arguments = call_tokens.PROMPT_ARGUMENTS if argument == "messages" else (argument,)
         token_budgets.declare(agent, configuration)
 
@@ -297,13 +306,16 @@ class TokenBudgeting(decorating.Guard):
         """Count the prompt, cut or refuse it, and hold what the call may use."""
         maximum = self._maximum().value
         budget = token_budgets.get(self.name, self._configuration)
-        prompt = call_tokens.prompt_argument(call, self._arguments)
+        is_counted = maximum is not None or budget.is_bounded
+        prompt = call_tokens.prompt_argument(call, self._arguments) if is_counted else None
         tokens = 0
-        if prompt is not None and (maximum is not None or budget.is_bounded):
+        if prompt is not None:
             argument, value = prompt
             tokens = await call_tokens.count(call, value, self.model)
             if maximum is not None and tokens > maximum:
                 tokens = self._fit(call, argument, value, tokens, maximum)
+        if not budget.is_bounded:
+            return _Passage(self, budget, _NO_RESERVATION, tokens)
         amount = budget.amount(call_tokens.Usage(tokens, call_tokens.answer_tokens(call)), self.model)
         reservation = await budget.reserve(amount, call.waiting, may_wait=self._on_exceed == "wait")
         return _Passage(self, budget, reservation, tokens)
@@ -334,10 +346,13 @@ class TokenBudgeting(decorating.Guard):
     def _maximum(self) -> Value:
         if self._max_tokens is not None:
             return Value(self._max_tokens, "argument")
-        # pydantic takes 0.15 s to import: paid by the first call, not by `import resilience_kit`
-        from resilience_kit.settings import current_settings
+        if self._settings is None or self._settings is not mode.settings:
+            # pydantic takes 0.15 s to import: paid by the first call, not by `import resilience_kit`
+            from resilience_kit.settings import current_settings
 
-        return Value(*current_settings().agent_max_tokens(self.name))
+            self._settings = current_settings()
+            self._settings_maximum = Value(*self._settings.agent_max_tokens(self.name))
+        return self._settings_maximum
 
     def _fit(self, call: decorating.Call, argument: str, value: Any, tokens: int, maximum: int) -> int:
         if self._on_exceed == "truncate":

@@ -52,9 +52,12 @@ def answer_tokens(call: Call) -> int:
 
 
 async def count(call: Call, prompt: Any, model: str) -> int:
-    """Count a prompt; the vocabulary, which takes a while to load, never blocks an event loop."""
+    """Count a prompt: text, messages, or what an embedding takes.
+
+    The vocabulary, which takes a while to load, never blocks an event loop.
+    """
     await _load(call, model)
-    return token_counting.count_tokens(prompt, model=model)
+    return token_counting.estimate_request_tokens({"input": prompt}, model=model)
 
 
 async def estimate(call: Call) -> int:

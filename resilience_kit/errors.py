@@ -10,11 +10,26 @@
 What the decorated function itself raises is never replaced by one of these.
 """
 
+from typing import Any
+
 import pybreaker
+
+
+def _restored(kind: type[BaseException], args: tuple[Any, ...]) -> BaseException:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    return error
+
+
+def _reduced(error: BaseException) -> tuple[Any, ...]:
+    """How an error is pickled and copied: Python would call its constructor without the keywords that it needs."""
+    return _restored, (type(error), error.args), vars(error)
 
 
 class ResilienceError(Exception):
     """Whatever the kit itself raises; catch it to catch them all."""
+
+    __reduce__ = _reduced
 
 
 class ConfigurationError(ResilienceError, ValueError):
@@ -58,7 +73,7 @@ class TokenBudgetExceededError(ResilienceError):
         requested: What the call asked for, in `unit`.
         remaining: What is left, in `unit`.
         unit: "tokens" or "USD".
-        retry_after: Seconds until the budget's period turns; None if it does not.
+        retry_after: Seconds until the budget's period turns; None if it does not, or if that would not help.
     """
 
     def __init__(
@@ -83,6 +98,8 @@ class TokenBudgetExceededError(ResilienceError):
 
 class StackOrderWarning(UserWarning):
     """Decorators are stacked in an order that does harm; `code` says which, and stays the same over releases."""
+
+    __reduce__ = _reduced
 
     def __init__(self, message: str, *, code: str) -> None:
         super().__init__(message)

@@ -5,6 +5,7 @@ fail a call: what it raises is logged and dropped. No record holds anything of t
 """
 
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -146,8 +147,10 @@ class Truncated(Event):
 Listener = Callable[[Event], object]
 
 _log = logging.getLogger(__name__)
-# Replaced, never changed: emit() may be walking it in another thread.
-_listeners: tuple[Listener, ...] = ()
+# Replaced, never changed: emit() may be walking it in another thread. Keyed by subscription, since one listener may
+# have several.
+_listeners: dict[object, Listener] = {}
+_lock = threading.Lock()
 
 
 def subscribe(listener: Listener) -> Callable[[], None]:
@@ -165,19 +168,24 @@ def subscribe(listener: Listener) -> Callable[[], None]:
         >>> stop()
     """
     global _listeners  # noqa: PLW0603 - the one place where listeners are kept, replaced as a whole
-    _listeners = (*_listeners, listener)
+    subscription = object()
+    with _lock:
+        _listeners = {**_listeners, subscription: listener}
 
     def unsubscribe() -> None:
         global _listeners  # noqa: PLW0603 - see above
-        _listeners = tuple(kept for kept in _listeners if kept is not listener)
+        with _lock:
+            _listeners = {key: kept for key, kept in _listeners.items() if key is not subscription}
 
     return unsubscribe
 
 
 def emit(event: Event) -> None:
     """Deliver an event to all listeners."""
-    for listener in _listeners:
+    for listener in _listeners.values():
         try:
             listener(event)
         except Exception as error:  # noqa: BLE001 - a listener may raise anything, and must not fail the call
-            _log.warning("listener %r raised %s on %s", listener, type(error).__name__, type(event).__name__)
+            # by its name: the repr() of a partial holds its arguments, and another one may raise
+            name = getattr(listener, "__qualname__", type(listener).__qualname__)
+            _log.warning("listener %r raised %s on %s", name, type(error).__name__, type(event).__name__)

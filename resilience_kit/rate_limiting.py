@@ -23,7 +23,7 @@ from resilience_kit import call_tokens, decorating
 from resilience_kit.errors import ConfigurationError, RateLimitTimeoutError, ResilienceError
 from resilience_kit.events import Admitted, QuotaTightened, Waiting as WaitingEvent, WaitRefused, emit
 from resilience_kit.quota_ledger import QuotaLedger, WindowLedger
-from resilience_kit.registry import Registry, Value, effective
+from resilience_kit.registry import Registry, Value, effective, mode
 from resilience_kit.server_advice import ServerAdvice, advice_from_error, advice_from_result, is_rate_limit
 from resilience_kit.validating import check_callable, check_numbers, is_number
 from resilience_kit.waiting import Waiter, now
@@ -35,8 +35,8 @@ Tokens = int | float | Callable[..., int | float]
 PERIOD = 60.0
 # Timers may fire a rounding error before the moment that they were set for: no wait is shorter than a microsecond.
 _SHORTEST_WAIT = 1e-6
-# A caller behind the first looks after the queue itself if the first, whose loop may stand still, has not by then.
-_GRACE = 1.0
+# Seconds by which a caller behind the first gives it precedence; its loop may stand still, or its thread be gone.
+_LONGEST_GRACE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +126,7 @@ class RateLimit:
         self._in_flight = 0
         # Who set a timer for the moment when the head of the queue fits.
         self._timekeeper: Ticket | None = None
+        self._timekeeper_waits_for_slot = False
         # Slots on their way back. The garbage collector may drop a stream while its thread holds the lock, so
         # whoever gives a slot back leaves it here, and whoever can have the lock takes it in.
         self._returned: deque[tuple[Ticket, bool]] = deque()
@@ -232,8 +233,10 @@ class RateLimit:
                 raise self._refusal(due, max_wait, ticket.tokens)
 
     def _patience(self, ticket: Ticket, due: float | None) -> float | None:
-        """Seconds after which a waiting call looks after the queue: the head at once, others if it has not."""
-        return due if due is None or self._timekeeper is ticket else due + _GRACE
+        """Seconds after which a waiting call looks after the queue: the head in time, others if it has not by then."""
+        if self._timekeeper is ticket:
+            return due
+        return None if mode.skips_waiting else (due or 0.0) + min(_LONGEST_GRACE, self._period)
 
     def _serve(self) -> float | None:
         """Serve the queue from its head. Returns the seconds until the next one fits; None if it needs a slot."""
@@ -251,10 +254,10 @@ class RateLimit:
                 self._admit(ticket, current)
             heappop(self._queue)
         head = self._queue[0][2] if self._queue else None
-        if head is not self._timekeeper:
-            self._timekeeper = head
-            if head is not None and head.waiter is not None:
-                head.waiter.wake()
+        has_new_task = head is not self._timekeeper or (due is not None and self._timekeeper_waits_for_slot)
+        self._timekeeper, self._timekeeper_waits_for_slot = head, due is None
+        if has_new_task and head is not None and head.waiter is not None:
+            head.waiter.wake()
         return due
 
     def _has_slot(self) -> bool:

@@ -96,6 +96,8 @@ class Registry(Generic[ConfigurationT, NamedT]):
         self._parameters = parameters
         self._lock = threading.RLock()
         self._declared: dict[str, ConfigurationT] = {}
+        # What was declared outside of isolated(): it counts for a function that was decorated there.
+        self._declared_outside: dict[str, ConfigurationT] = {}
         self._items: dict[str, NamedT] = {}
         all_registries.append(self)
 
@@ -125,6 +127,8 @@ class Registry(Generic[ConfigurationT, NamedT]):
             return item
         with self._lock:
             if name not in self._items:
+                if name not in self._declared and name in self._declared_outside:
+                    configuration = self._declared_outside[name]
                 self.declare(name, configuration)
                 self._items[name] = self._build(name, self._declared[name])
             return self._items[name]
@@ -133,7 +137,8 @@ class Registry(Generic[ConfigurationT, NamedT]):
         """The effective parameters of a name, also before its first use."""
         with self._lock:
             item = self._items.get(name)
-            return self._parameters(self._declared.get(name, configuration)) if item is None else item.parameters
+            declared = {**self._declared_outside, **self._declared}
+            return self._parameters(declared.get(name, configuration)) if item is None else item.parameters
 
     def items(self) -> dict[str, NamedT]:
         """All that is in use, by name."""
@@ -152,15 +157,16 @@ class Registry(Generic[ConfigurationT, NamedT]):
 
     @contextmanager
     def isolated(self) -> Iterator[None]:
-        """Start with no names at all, and put those of before back at the end."""
+        """Start with no names in use, and put those of before back at the end."""
         with self._lock:
-            before = self._declared, self._items
+            before = self._declared, self._items, self._declared_outside
+            self._declared_outside = {**self._declared_outside, **self._declared}
             self._declared, self._items = {}, {}
         try:
             yield
         finally:
             with self._lock:
-                self._declared, self._items = before
+                self._declared, self._items, self._declared_outside = before
 
     def _merge(self, name: str, earlier: ConfigurationT, later: ConfigurationT) -> ConfigurationT:
         values: dict[str, Any] = {}

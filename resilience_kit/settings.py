@@ -5,7 +5,7 @@ import re
 from typing import Annotated, Any
 
 from dotenv import dotenv_values
-from pydantic import Field, PrivateAttr, ValidationError
+from pydantic import Field, PrivateAttr, TypeAdapter, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from resilience_kit.errors import ConfigurationError
@@ -15,6 +15,7 @@ Count = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 _ENV_FILE = ".env"
+_TOKENS: TypeAdapter[int] = TypeAdapter(Count)
 # Where a new word starts in a camel-case name: mathAgent, ADXAgent.
 _WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
@@ -65,10 +66,15 @@ class ResilienceSettings(BaseSettings):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigurationError("; ".join(map(_explained, error.errors()))) from error
+            details = error.errors()
+            raise ConfigurationError("; ".join(_explained(it, str(it["loc"][0]).upper()) for it in details)) from error
         self._given = frozenset(values)
-        file_values = {name.upper(): value or "" for name, value in dotenv_values(_ENV_FILE).items()}
-        self._variables = {**file_values, **{name.upper(): value for name, value in os.environ.items()}}
+        self._variables = {
+            name.upper(): value
+            for source in (dotenv_values(_ENV_FILE), os.environ)
+            for name, value in source.items()
+            if value
+        }
 
     def source(self, name: str) -> str:
         """Where a setting came from: "configure()", "environment" (or .env) or "default"."""
@@ -84,20 +90,21 @@ class ResilienceSettings(BaseSettings):
         Raises:
             ConfigurationError: The agent's variable is not a number above 0.
         """
-        variable = re.sub(r"\W+", "_", _WORD_START.sub("_", agent)).upper() + "_MAX_TOKENS"
+        words = re.sub(r"[\W_]+", "_", _WORD_START.sub("_", agent)).strip("_")
+        variable = f"{words.upper()}_MAX_TOKENS"
         if variable.lower() in type(self).model_fields:
             return getattr(self, variable.lower()), self.source(variable.lower())
-        text = self._variables.get(variable, "")
-        if not text:
+        text = self._variables.get(variable)
+        if text is None:
             return None, "default"
-        if not text.strip().isdecimal() or int(text) == 0:
-            raise ConfigurationError(f"{variable}={text!r}: expected a number of tokens above 0")
-        return int(text), "environment"
+        try:
+            return _TOKENS.validate_python(text), "environment"
+        except ValidationError as error:
+            raise ConfigurationError(_explained(error.errors()[0], variable)) from error
 
 
-def _explained(detail: Any) -> str:
+def _explained(detail: Any, variable: str) -> str:
     """One of pydantic's errors with the variable's name, the value and what was expected."""
-    variable = "_".join(map(str, detail["loc"])).upper()
     expected = detail["msg"].removeprefix("Input should be ").removeprefix("a valid ")
     return f"{variable}={detail['input']!r}: expected {expected}"
 

@@ -9,7 +9,7 @@ from resilience_kit import call_tokens, decorating, pricing, token_counting
 from resilience_kit.errors import ConfigurationError, TokenBudgetExceededError
 from resilience_kit.events import BudgetRefused, BudgetSettled, BudgetWaiting, Truncated, emit
 from resilience_kit.registry import Registry, Value, effective, mode
-from resilience_kit.validating import check_callable, check_numbers, is_number
+from resilience_kit.validating import check_callable, check_numbers, check_texts, is_number
 from resilience_kit.waiting import Waiting, now
 
 if TYPE_CHECKING:
@@ -177,13 +177,20 @@ class Budget:
         self, requested: float, limit: float, remaining: float, unit: str, seconds: float | None
     ) -> TokenBudgetExceededError:
         parameter = "budget_tokens" if unit == "tokens" else "budget_usd"
-        turns = (
-            "the budget has no period: reset_all() starts it anew"
-            if seconds is None
-            else f"it turns in {seconds:.0f} s"
-        )
+        # dollars are rounded, tokens are whole numbers
+        needs, has, left = (f"{it:.6g}" if unit == "USD" else f"{it}" for it in (requested, limit, remaining))
+        if requested > limit:
+            seconds = None
+            text = (
+                f"{parameter}={has}: it never fits; shorten the prompt, lower the most that the answer may have, or "
+                f"raise {parameter}"
+            )
+        elif seconds is None:
+            text = f"{left} of {parameter}={has} are left; the budget has no period: reset_all() starts it anew"
+        else:
+            text = f"{left} of {parameter}={has} are left; it turns in {seconds:.0f} s"
         return refusal(
-            f"the call needs {requested:.6g} {unit}, and {remaining:.6g} of {parameter}={limit:.6g} are left; {turns}",
+            f"the call needs {needs} {unit}, and {text}",
             agent=self.agent,
             limit=limit,
             requested=requested,
@@ -297,7 +304,7 @@ class TokenBudgeting(decorating.Guard):
         self._configuration = configuration
         self._max_tokens = max_tokens
         self._on_exceed = on_exceed
-        self._settings: "ResilienceSettings | None" = None
+        self._settings: ResilienceSettings | None = None
         self._settings_maximum = Value(None, "default")
         self._arguments = call_tokens.PROMPT_ARGUMENTS if argument == "messages" else (argument,)
         token_budgets.declare(agent, configuration)
@@ -324,12 +331,14 @@ class TokenBudgeting(decorating.Guard):
         """Refuse to guard a function whose prompt cannot be seen.
 
         Raises:
-            ConfigurationError: A maximum was given, and the function takes no such argument.
+            ConfigurationError: A maximum or the argument's name was given, and the function takes no such argument.
         """
         parameters = decorating.Parameters.of(getattr(function, "__func__", function))
-        if self._max_tokens is not None and not any(map(parameters.accepts, self._arguments)):
+        is_named = self._arguments != call_tokens.PROMPT_ARGUMENTS
+        if (is_named or self._max_tokens is not None) and not any(map(parameters.accepts, self._arguments)):
+            given = f"argument={self._arguments[0]!r}" if is_named else f"max_tokens={self._max_tokens}"
             raise ConfigurationError(
-                f"@token_budget(max_tokens={self._max_tokens}): {decorating.name_of(function)} takes no "
+                f"@token_budget({given}): {decorating.name_of(function)} takes no "
                 f"{' or '.join(self._arguments)}: say argument= with the parameter that holds its prompt"
             )
 
@@ -355,17 +364,19 @@ class TokenBudgeting(decorating.Guard):
         return self._settings_maximum
 
     def _fit(self, call: decorating.Call, argument: str, value: Any, tokens: int, maximum: int) -> int:
+        advice = 'shorten it, raise max_tokens, or say on_exceed="truncate"'
         if self._on_exceed == "truncate":
-            kept, tokens_after, removed = _cut(value, maximum, self.model)
-            if tokens_after <= maximum:
+            cut = _cut(value, maximum, self.model)
+            if cut is not None:
+                kept, tokens_after, removed = cut
                 call.replace(argument, kept)
                 emit(
                     Truncated(name=self.name, tokens_before=tokens, tokens_after=tokens_after, removed_messages=removed)
                 )
                 return tokens_after
+            advice = "it cannot be cut that far: shorten it, or raise max_tokens"
         raise refusal(
-            f"the prompt has {tokens} tokens, and max_tokens={maximum}: shorten it, raise max_tokens, or say "
-            'on_exceed="truncate"',
+            f"the prompt has {tokens} tokens, and max_tokens={maximum}: {advice}",
             agent=self.name,
             limit=maximum,
             requested=tokens,
@@ -373,13 +384,17 @@ class TokenBudgeting(decorating.Guard):
         )
 
 
-def _cut(prompt: Any, maximum: int, model: str) -> tuple[Any, int, int]:
-    """Cut a prompt. Returns it, its tokens, and how many messages it lost."""
+def _cut(prompt: Any, maximum: int, model: str) -> tuple[Any, int, int] | None:
+    """Cut a prompt. Returns it, its tokens, and how many messages it lost; None if it cannot be cut that far."""
     if isinstance(prompt, str):
         text = token_counting.truncate_text(prompt, max_tokens=maximum, model=model)
         return text, token_counting.count_tokens(text, model=model), 0
-    truncation = token_counting.truncate_messages(prompt, max_tokens=maximum, model=model)
-    return truncation.messages, truncation.tokens_after, truncation.removed_messages
+    try:
+        truncation = token_counting.truncate_messages(prompt, max_tokens=maximum, model=model)
+    except TypeError:
+        # not messages, but what an embedding takes: texts or the ids of tokens
+        return None
+    return (truncation.messages, truncation.tokens_after, truncation.removed_messages) if truncation.fits else None
 
 
 def _seconds_of(per: Any) -> float | None:
@@ -449,6 +464,7 @@ def token_budget(
         return token_budget()(agent)
     check_numbers("token_budget", above=0, whole=True, max_tokens=max_tokens, budget_tokens=budget_tokens)
     check_numbers("token_budget", above=0, budget_usd=budget_usd)
+    check_texts("token_budget", model=model, argument=argument)
     if on_exceed not in get_args(OnExceed):
         raise ConfigurationError(f'@token_budget(on_exceed={on_exceed!r}): expected "raise", "truncate" or "wait"')
     seconds = _seconds_of(per)

@@ -6,6 +6,9 @@ from typing import Any, TypeGuard
 
 from resilience_kit.errors import ConfigurationError
 
+# What shows how a decorator's parameters are written; the others take a name.
+_EXAMPLES = {"retry_on_429": "max_retries=5", "token_budget": 'agent="MathAgent"'}
+
 
 def check_callable(decorator: str, function: Any) -> None:
     """Refuse to decorate what is not a function.
@@ -16,9 +19,10 @@ def check_callable(decorator: str, function: Any) -> None:
     if inspect.isclass(function):
         raise ConfigurationError(f"@{decorator} was put on the class {function.__name__}: put it on its methods")
     if not callable(function) and not isinstance(function, classmethod):
+        example = _EXAMPLES.get(decorator, 'name="chat"')
         raise ConfigurationError(
             f"@{decorator} was given {function!r}, which is neither a function nor a name: put it on a function, "
-            f'or write its parameters by name, as in @{decorator}(name="chat")'
+            f"or write its parameters by name, as in @{decorator}({example})"
         )
 
 
@@ -61,3 +65,14 @@ def check_function(decorator: str, **arguments: Any) -> None:
     for name, value in arguments.items():
         if value is not None and not callable(value):
             raise ConfigurationError(f"@{decorator}({name}={value!r}): expected a function, or None")
+
+
+def check_texts(decorator: str, **arguments: Any) -> None:
+    """Check that each argument is text.
+
+    Raises:
+        ConfigurationError: One is not, or is empty.
+    """
+    for name, value in arguments.items():
+        if not isinstance(value, str) or not value:
+            raise ConfigurationError(f"@{decorator}({name}={value!r}): expected text")

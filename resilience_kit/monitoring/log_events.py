@@ -57,14 +57,14 @@ def _structured(logger: logging.Logger) -> Any:
     return structlog.wrap_logger(logger, processors=[_to_stdlib], wrapper_class=structlog.stdlib.BoundLogger)
 
 
-def _to_stdlib(_logger: Any, _method: str, fields: MutableMapping[str, Any]) -> dict[str, Any]:
+def _to_stdlib(_logger: Any, _method: str, fields: MutableMapping[str, Any]) -> tuple[tuple[str, str], dict[str, Any]]:
     """A line to read, with the fields beside it in `extra` for handlers that want data.
 
     Values are written with repr(), so that a name with a newline cannot forge a line.
     """
     event = fields.pop("event")
     text = " ".join([event, *(f"{name}={_short(value)!r}" for name, value in fields.items())])
-    return {"msg": "%s", "args": (text,), "extra": {"resilience": {"event": event, **fields}}}
+    return ("%s", text), {"extra": {"resilience": {"event": event, **fields}}}
 
 
 def _short(value: Any) -> Any:

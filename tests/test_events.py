@@ -1,0 +1,298 @@
+import dataclasses
+import json
+import logging
+import threading
+
+import pytest
+
+from resilience_kit import (
+    CircuitOpenError,
+    ConfigurationError,
+    RateLimitTimeoutError,
+    TokenBudgetExceededError,
+    circuit_protected,
+    events,
+    get_all_resilience_stats,
+    rate_limited,
+    resilient,
+    retry_on_429,
+    subscribe,
+    token_budget,
+)
+from resilience_kit.events import Admitted, CircuitHalfOpened, Event, Waiting
+from resilience_kit.monitoring import log_events
+from resilience_kit.stats import _COUNTED
+from resilience_kit.testing import no_waiting
+
+EVENT_TYPES = [kind for kind in vars(events).values() if isinstance(kind, type) and Event in kind.__bases__]
+of_each_type = pytest.mark.parametrize("kind", EVENT_TYPES, ids=lambda kind: kind.__name__)
+
+
+@pytest.fixture
+def listen():
+    """Subscribe for as long as the test runs."""
+    stops = []
+
+    def listen(listener):
+        stops.append(subscribe(listener))
+        return stops[-1]
+
+    yield listen
+    for stop in stops:
+        stop()
+
+
+@rate_limited(min_interval=0)
+def ask(prompt="2 + 2?"):
+    return "four"
+
+
+def refuse_to_listen(event):
+    raise RuntimeError(f"cannot take {event}")
+
+
+def test_a_listener_gets_the_events_of_a_call(listen):
+    heard = []
+    listen(heard.append)
+    ask()
+    assert heard == [Admitted(name="default", waited=0.0, tokens=heard[0].tokens)]
+
+
+def test_a_listener_gets_nothing_after_its_subscription_has_ended(listen):
+    heard = []
+    listen(heard.append)()
+    ask()
+    assert heard == []
+
+
+def test_ending_a_subscription_twice_does_nothing(listen):
+    stop = listen(lambda event: None)
+    stop()
+    stop()
+    assert ask() == "four"
+
+
+def test_ending_one_subscription_leaves_another_of_the_same_listener(listen):
+    heard = []
+    stop = listen(heard.append)
+    other = heard.append
+    listen(other)
+    listen(other)()
+    stop()
+    ask()
+    assert len(heard) == 1
+
+
+def test_ending_an_old_subscription_again_leaves_a_new_one_of_the_same_listener(listen):
+    heard = []
+    listener = heard.append
+    stop = listen(listener)
+    stop()
+    listen(listener)
+    stop()
+    ask()
+    assert len(heard) == 1
+
+
+def test_a_listener_may_end_its_own_subscription_while_it_listens(listen):
+    heard = []
+
+    def once(event):
+        heard.append(event)
+        stop()
+
+    stop = listen(once)
+    ask()
+    ask()
+    assert len(heard) == 1
+
+
+def test_one_that_ends_its_subscription_takes_the_event_from_no_other(listen):
+    heard = []
+    stop = listen(lambda event: stop())
+    listen(heard.append)
+    ask()
+    assert len(heard) == 1
+
+
+def test_a_listener_that_raises_does_not_fail_the_call(listen):
+    listen(refuse_to_listen)
+    assert ask() == "four"
+
+
+def test_a_listener_that_raises_takes_the_event_from_no_other(listen):
+    heard = []
+    listen(refuse_to_listen)
+    listen(heard.append)
+    ask()
+    assert len(heard) == 1
+
+
+def test_a_listener_that_raises_is_logged_once_an_event_with_the_types_and_without_the_content(listen, caplog):
+    listen(refuse_to_listen)
+    ask()
+    (record,) = [record for record in caplog.records if record.name == "resilience_kit.events"]
+    assert record.levelno == logging.WARNING
+    assert record.getMessage() == "listener 'refuse_to_listen' raised RuntimeError on Admitted"
+
+
+def test_a_listener_that_raises_is_logged_without_its_traceback_which_may_hold_prompts(listen, caplog):
+    listen(refuse_to_listen)
+    ask()
+    assert not any(record.exc_info for record in caplog.records)
+
+
+def test_a_listener_that_raises_and_cannot_even_be_shown_does_not_fail_the_call(listen, caplog):
+    class Unspeakable:
+        def __call__(self, event):
+            raise RuntimeError
+
+        def __repr__(self):
+            raise RuntimeError
+
+    listen(Unspeakable())
+    assert ask() == "four"
+    assert "Unspeakable" in caplog.text
+
+
+@of_each_type
+def test_event_records_are_frozen(kind):
+    event = object.__new__(kind)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        event.name = "other"
+
+
+@of_each_type
+def test_event_records_are_slotted(kind):
+    assert not hasattr(object.__new__(kind), "__dict__")
+
+
+@of_each_type
+def test_event_records_are_made_by_keyword_alone(kind):
+    assert all(field.kw_only for field in dataclasses.fields(kind))
+
+
+@of_each_type
+def test_event_records_hold_plain_values_alone(kind):
+    plain = {str, int, float, bool, float | None}
+    assert {field.type for field in dataclasses.fields(kind)} <= plain
+
+
+@of_each_type
+def test_event_records_say_in_a_docstring_what_they_tell(kind):
+    assert kind.__doc__.endswith(".")
+
+
+@of_each_type
+def test_event_records_are_logged(kind):
+    assert kind in log_events._LINES
+
+
+@of_each_type
+def test_event_records_are_counted_where_they_end_something(kind):
+    # the other two are followed by one that is counted
+    assert (kind in _COUNTED) != (kind in {Waiting, CircuitHalfOpened})
+
+
+SECRET = "sk-4242-my-secret"  # noqa: S105 - what must not leak is what this test is about
+
+
+class SecretError(ConnectionError):
+    """An SDK's error that quotes the request, as many do."""
+
+    status_code = 503
+
+    def __init__(self, status_code=503):
+        super().__init__(f"could not send {SECRET}")
+        self.status_code = status_code
+        self.headers = {"authorization": SECRET}
+        self.response = self
+
+
+# A prompt, a key and a header go through all decisions, and none of them turns up in what the kit says.
+
+
+@pytest.fixture
+def said(heard, caplog):
+    caplog.set_level(logging.DEBUG, logger="resilience_kit")
+    messages = [{"role": "user", "content": SECRET * 20}, {"role": "user", "content": SECRET * 20}]
+    errors = []
+
+    def run(function, times=1):
+        for _ in range(times):
+            try:
+                function(messages, api_key=SECRET, headers={"authorization": SECRET})
+            except (CircuitOpenError, ConfigurationError, RateLimitTimeoutError, TokenBudgetExceededError) as error:
+                errors.append(error)
+            except SecretError as error:
+                errors.extend(getattr(error, "__notes__", []))
+
+    def answering(*outcomes):
+        outcomes = iter(outcomes)
+
+        def answer(messages, **options):
+            outcome = next(outcomes, SECRET)
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+
+        return answer
+
+    with no_waiting():
+        run(rate_limited("spaced", min_interval=1)(answering()), times=2)
+        run(rate_limited("impatient", min_interval=9, max_wait=1)(answering()), times=2)
+        run(rate_limited("small", tokens_per_minute=5)(answering()))
+        run(rate_limited("bad", tokens=lambda *args, **options: None)(answering()))
+        told = {"error": None, "headers": {"x-ratelimit-remaining-requests": "5", "x-ratelimit-limit-requests": "60"}}
+        run(rate_limited("tightened")(answering(type("Answer", (), told)())))
+        run(retry_on_429(max_retries=2)(answering(SecretError(429))))
+        run(retry_on_429(max_retries=1)(answering(SecretError(429), SecretError(429))))
+        run(retry_on_429(max_retries=1)(answering(SecretError(429), SecretError(404))))
+        run(circuit_protected("broken", failure_threshold=1)(answering(SecretError())), times=2)
+        mended = circuit_protected("mended", failure_threshold=1, recovery_timeout=0, success_threshold=1)
+        run(mended(answering(SecretError())), times=2)
+        run(token_budget("cut", max_tokens=60, on_exceed="truncate")(answering()))
+        run(token_budget("long", max_tokens=5)(answering()))
+        run(token_budget("spent", budget_tokens=5)(answering()))
+        run(token_budget("patient", budget_tokens=500, per=5, on_exceed="wait")(answering()), times=2)
+        run(resilient("whole", min_interval=0)(answering(SecretError(), SecretError(429))))
+    return heard, errors
+
+
+def test_all_decisions_were_taken(said):
+    heard, _ = said
+    assert {type(event) for event in heard} == set(EVENT_TYPES)
+
+
+def test_no_event_holds_one(said):
+    heard, _ = said
+    assert not any(SECRET in repr(event) for event in heard)
+
+
+def test_no_log_line_holds_one(said, caplog):
+    assert SECRET not in caplog.text
+    assert SECRET not in "".join(repr(vars(record)) for record in caplog.records)
+
+
+def test_no_error_of_ours_holds_one(said):
+    _, errors = said
+    assert errors
+    assert not any(SECRET in repr(error) or SECRET in str(error) for error in errors)
+
+
+def test_no_statistics_hold_one(said):
+    assert SECRET not in json.dumps(get_all_resilience_stats())
+
+
+def test_an_event_is_delivered_in_the_thread_that_caused_it(listen):
+    threads = []
+    listen(lambda event: threads.append(threading.current_thread()))
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    assert threads == [thread]
+
+
+def test_emitting_with_no_listener_at_all_does_nothing(monkeypatch):
+    monkeypatch.setattr(events, "_listeners", {})
+    assert ask() == "four"

@@ -1,0 +1,268 @@
+import ast
+import copy
+import doctest
+import importlib
+import inspect
+import pickle
+import pkgutil
+import re
+import subprocess
+import sys
+from importlib import metadata, resources
+from types import ModuleType
+
+import pybreaker
+import pytest
+
+import resilience_kit
+from resilience_kit import errors, testing
+from resilience_kit.errors import (
+    CircuitOpenError,
+    ConfigurationError,
+    RateLimitTimeoutError,
+    ResilienceError,
+    StackOrderWarning,
+    TokenBudgetExceededError,
+)
+
+# Run as a program, this one ends the process.
+MODULES = [
+    info.name
+    for info in pkgutil.walk_packages(resilience_kit.__path__, "resilience_kit.")
+    if not info.name.endswith("__main__")
+]
+PUBLIC = [
+    *((resilience_kit, name) for name in resilience_kit.__all__),
+    *((testing, name) for name in testing.__all__),
+]
+
+each_module = pytest.mark.parametrize("module", MODULES)
+each_public_name = pytest.mark.parametrize(("package", "name"), PUBLIC, ids=[name for _, name in PUBLIC])
+each_package = pytest.mark.parametrize("package", [resilience_kit, testing], ids=["resilience_kit", "testing"])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def every_submodule():
+    """Import all modules first: an imported submodule becomes an attribute of its package."""
+    for module in MODULES:
+        importlib.import_module(module)
+
+
+# The public names
+
+
+@each_package
+def test_all_is_sorted(package):
+    assert package.__all__ == sorted(package.__all__)
+
+
+@each_package
+def test_all_names_are_there_once(package):
+    assert len(package.__all__) == len(set(package.__all__))
+
+
+@each_package
+def test_all_is_what_is_imported_for_type_checkers_and_at_run_time(package):
+    tree = ast.parse(inspect.getsource(package))
+    imported = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("resilience_kit.")
+        for alias in node.names
+    }
+    # who counts and who logs is not for import
+    assert imported - {"log_events"} == set(package.__all__)
+
+
+@each_package
+def test_what_is_loaded_lazily_has_a_home_for_each_public_name(package):
+    homes = package._HOMES
+    lazy = {name for names in homes.values() for name in names} if package is resilience_kit else set(homes)
+    assert lazy | {"disabled", "isolated", "no_waiting"} == set(package.__all__) | {
+        "disabled",
+        "isolated",
+        "no_waiting",
+    }
+
+
+def test_a_star_import_brings_all_public_names():
+    names = {}
+    exec("from resilience_kit import *", names)  # noqa: S102 - a star import is what is tested
+    assert names.keys() - {"__builtins__"} == set(resilience_kit.__all__)
+
+
+@each_public_name
+def test_each_public_name_is_no_module(package, name):
+    assert not isinstance(getattr(package, name), ModuleType)
+
+
+@each_public_name
+def test_each_public_name_comes_from_the_kit(package, name):
+    assert getattr(package, name).__module__.startswith("resilience_kit.")
+
+
+@each_public_name
+def test_each_public_name_is_documented_by_a_sentence(package, name):
+    assert re.match(r"[A-Z].*[.:;]$", inspect.getdoc(getattr(package, name)).splitlines()[0])
+
+
+@each_public_name
+def test_each_public_function_documents_its_parameters(package, name):
+    function = getattr(package, name)
+    if not inspect.isfunction(function):
+        pytest.skip("a class: its docstring describes what it is")
+    parameters = [
+        f"{'**' if parameter.kind is parameter.VAR_KEYWORD else ''}{parameter.name}"
+        for parameter in inspect.signature(function).parameters.values()
+    ]
+    documented = inspect.getdoc(function).partition("Args:\n")[2].partition("\n\n")[0]
+    assert re.findall(r"^    ([\w*]+): ", documented, re.MULTILINE) == parameters
+
+
+@each_public_name
+def test_each_public_function_has_an_example(package, name):
+    function = getattr(package, name)
+    if not inspect.isfunction(function):
+        pytest.skip("a class: how to use it may be told elsewhere")
+    assert ">>> " in inspect.getdoc(function)
+
+
+@each_package
+def test_an_unknown_attribute_is_an_attribute_error(package):
+    with pytest.raises(AttributeError, match=rf"^module '{package.__name__}' has no attribute 'retry_on_430'$"):
+        package.retry_on_430  # noqa: B018 - asking is what raises
+
+
+@each_package
+def test_dir_tells_all_public_names(package):
+    assert set(package.__all__) <= set(dir(package))
+
+
+def test_a_lazy_name_is_looked_up_once():
+    resilience_kit.explain  # noqa: B018 - asking is what loads it
+    assert "explain" in vars(resilience_kit)
+
+
+def test_importing_the_package_loads_nothing_heavy_and_nothing_optional():
+    program = (
+        "import sys, resilience_kit; "
+        "print(*{'openai', 'tiktoken', 'starlette', 'river', 'redis', 'pydantic', 'pydantic_settings', 'typer', 'rich', "
+        "'genai_prices', 'uvicorn', 'structlog', 'tenacity', 'aiolimiter'} & sys.modules.keys())"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)  # noqa: S603 - our own program
+    assert finished.stdout.split() == []
+
+
+def test_the_package_says_that_it_is_typed():
+    assert resources.files("resilience_kit").joinpath("py.typed").is_file()
+
+
+def test_the_package_is_installed_under_its_name():
+    assert metadata.metadata("resilience-kit")["Name"] == "resilience-kit"
+
+
+@each_module
+def test_each_module_says_in_a_docstring_what_it_is(module):
+    assert importlib.import_module(module).__doc__.splitlines()[0].endswith((".", ":"))
+
+
+@each_module
+def test_the_examples_in_docstrings_run(module):
+    found = doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(module))
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    report = []
+    for example in found:
+        with testing.isolated():
+            runner.run(example, out=report.append)
+    assert runner.summarize(verbose=False).failed == 0, "".join(report)
+
+
+# The errors
+
+ERRORS = [
+    ResilienceError("message"),
+    ConfigurationError("message"),
+    RateLimitTimeoutError("message", name="chat", retry_after=1.5),
+    CircuitOpenError("message", name="chat", retry_after=2.5),
+    TokenBudgetExceededError(
+        "message", agent="MathAgent", limit=3, requested=2, remaining=1, unit="USD", retry_after=4.5
+    ),
+    StackOrderWarning("message", code="code"),
+]
+each_error = pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+
+
+def test_each_error_of_the_kit_is_looked_at_here():
+    public = {getattr(resilience_kit, name) for name in resilience_kit.__all__}
+    assert {type(error) for error in ERRORS} == {
+        kind for kind in public if isinstance(kind, type) and issubclass(kind, Exception)
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "bases"),
+    [
+        (ResilienceError, (Exception,)),
+        (ConfigurationError, (ResilienceError, ValueError)),
+        (RateLimitTimeoutError, (ResilienceError, TimeoutError)),
+        (CircuitOpenError, (ResilienceError, pybreaker.CircuitBreakerError)),
+        (TokenBudgetExceededError, (ResilienceError,)),
+        (StackOrderWarning, (UserWarning,)),
+    ],
+)
+def test_errors_are_caught_as_what_they_are(error, bases):
+    assert issubclass(error, bases[0])
+    assert issubclass(error, bases[-1])
+
+
+def test_the_tree_of_errors_in_the_docstring_is_the_one_in_the_code():
+    drawn = set(re.findall(r"[A-Z]\w+(?:Error|Warning)\b", errors.__doc__.partition("What the decorated")[0]))
+    assert drawn == {type(error).__name__ for error in ERRORS} | {
+        "ValueError",
+        "TimeoutError",
+        "CircuitBreakerError",
+        "UserWarning",
+    }
+
+
+def everything_of(error):
+    return type(error), str(error), error.args, vars(error)
+
+
+@each_error
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_an_error_keeps_its_data_when_it_is_pickled(error, protocol):
+    assert everything_of(pickle.loads(pickle.dumps(error, protocol))) == everything_of(error)  # noqa: S301 - our own
+
+
+@each_error
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_an_error_keeps_its_data_when_it_is_copied(error, copied):
+    assert everything_of(copied(error)) == everything_of(error)
+
+
+def test_an_error_keeps_its_notes_when_it_is_pickled():
+    error = RateLimitTimeoutError("message", name="chat", retry_after=None)
+    error.add_note("a note")
+    assert pickle.loads(pickle.dumps(error)).__notes__ == ["a note"]  # noqa: S301 - our own
+
+
+def test_an_error_comes_back_from_another_process():
+    program = (
+        "import pickle, sys; from resilience_kit import CircuitOpenError; "
+        "sys.stdout.buffer.write(pickle.dumps(CircuitOpenError('ill', name='chat', retry_after=2.5)))"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)  # noqa: S603 - our own program
+    assert everything_of(pickle.loads(finished.stdout)) == everything_of(  # noqa: S301 - our own
+        CircuitOpenError("ill", name="chat", retry_after=2.5)
+    )
+
+
+def test_a_users_error_beneath_ours_keeps_its_data_too():
+    error = MyLimitError("message", name="chat", retry_after=1.0)
+    error.customer = "Contoso"
+    assert everything_of(copy.copy(error)) == everything_of(error)
+
+
+class MyLimitError(RateLimitTimeoutError):
+    """An error of a program that uses the kit."""

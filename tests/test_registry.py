@@ -1,0 +1,201 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from resilience_kit import (
+    ConfigurationError,
+    ResilienceSettings,
+    circuit_protected,
+    configure,
+    get_all_resilience_stats,
+    rate_limited,
+    reset_circuit_breakers,
+    token_budget,
+)
+from resilience_kit.circuit_breaking import CircuitConfiguration, circuits
+from resilience_kit.rate_limiting import RateLimitConfiguration, rate_limits
+from resilience_kit.settings import current_settings
+from resilience_kit.testing import isolated
+
+
+def answer():
+    return "four"
+
+
+def limit_of(name):
+    return get_all_resilience_stats()["rate_limiters"][name]
+
+
+@pytest.mark.parametrize(
+    ("decorator", "parameter"),
+    [(rate_limited, "requests_per_minute"), (circuit_protected, "failure_threshold"), (token_budget, "budget_tokens")],
+)
+def test_two_declarations_that_contradict_each_other_are_refused_at_decoration_with_both_shown(decorator, parameter):
+    decorator("chat", **{parameter: 100})
+    with pytest.raises(
+        ConfigurationError, match=rf"'chat' has two configurations: {parameter}=100 .* and now {parameter}=200\. "
+    ):
+        decorator("chat", **{parameter: 200})
+
+
+def test_two_declarations_that_contradict_each_other_leave_the_first_as_it_was():
+    ask = rate_limited("chat", requests_per_minute=100)(answer)
+    with pytest.raises(ConfigurationError):
+        rate_limited("chat", requests_per_minute=200, tokens_per_minute=5)
+    ask()
+    assert (limit_of("chat")["requests_per_minute"], limit_of("chat")["tokens_per_minute"]) == (100, 150_000)
+
+
+def test_two_declarations_that_are_equal_share_one_limit():
+    for _ in range(2):
+        rate_limited("chat", requests_per_minute=100, min_interval=0)(answer)()
+    assert limit_of("chat")["requests_in_window"] == 2
+
+
+def test_two_declarations_that_complete_each_other_make_one_limit():
+    ask = rate_limited("chat", requests_per_minute=100)(answer)
+    rate_limited("chat", tokens_per_minute=1_000)
+    ask()
+    assert (limit_of("chat")["requests_per_minute"], limit_of("chat")["tokens_per_minute"]) == (100, 1_000)
+
+
+def test_two_declarations_of_which_one_says_nothing_share_what_the_other_says():
+    bare = rate_limited("chat")(answer)
+    rate_limited("chat", requests_per_minute=100)
+    bare()
+    assert limit_of("chat")["requests_per_minute"] == 100
+
+
+def test_two_declarations_of_which_one_is_bare_share_the_name_default():
+    bare = rate_limited(answer)
+    rate_limited(requests_per_minute=100)
+    bare()
+    assert limit_of("default")["requests_per_minute"] == 100
+
+
+def test_declarations_of_different_kinds_do_not_meet():
+    rate_limited("chat", requests_per_minute=100)(circuit_protected("chat")(token_budget("chat")(answer)))()
+    stats = get_all_resilience_stats()
+    assert all("chat" in stats[section] for section in ("rate_limiters", "circuit_breakers", "token_budgets"))
+
+
+def test_a_declaration_of_a_name_in_use_is_refused_if_it_adds_something_and_says_what_to_do():
+    rate_limited("chat", requests_per_minute=100)(answer)()
+    with pytest.raises(
+        ConfigurationError,
+        match=r"rate limit 'chat' is in use already: this declaration adds tokens_per_minute=5 to "
+        r"requests_per_minute=100\. Say it where the name is used first, or use another name\.",
+    ):
+        rate_limited("chat", tokens_per_minute=5)
+
+
+def test_a_declaration_of_a_name_in_use_that_was_used_bare_is_told_that_the_defaults_are_in_use():
+    rate_limited("chat")(answer)()
+    with pytest.raises(ConfigurationError, match="adds tokens_per_minute=5 to the defaults"):
+        rate_limited("chat", tokens_per_minute=5)
+
+
+@pytest.mark.parametrize("said", [{}, {"requests_per_minute": 100}], ids=["nothing", "the same"])
+def test_a_declaration_of_a_name_in_use_joins_it_if_it_says_nothing_new(said):
+    rate_limited("chat", requests_per_minute=100, min_interval=0)(answer)()
+    rate_limited("chat", **said)(answer)()
+    assert limit_of("chat")["requests_in_window"] == 2
+
+
+def test_a_reset_of_an_unknown_name_tells_the_known_ones():
+    circuit_protected("chat")(answer)()
+    circuit_protected("search")
+    with pytest.raises(ConfigurationError, match=r"there is no circuit 'caht'\. Known names: chat, search$"):
+        reset_circuit_breakers("caht")
+
+
+def test_a_reset_by_name_where_nothing_has_a_name_says_so():
+    with pytest.raises(ConfigurationError, match="Known names: none yet"):
+        reset_circuit_breakers("chat")
+
+
+def test_a_reset_of_a_name_that_is_declared_but_was_never_called_does_nothing():
+    circuit_protected("chat")
+    reset_circuit_breakers("chat")
+    assert circuits.items() == {}
+
+
+def test_threads_that_use_a_name_first_at_the_same_moment_get_one_object():
+    together = threading.Barrier(16)
+
+    def first_use(_):
+        together.wait()
+        return circuits.get("chat", CircuitConfiguration())
+
+    with ThreadPoolExecutor(16) as threads:
+        assert len({id(circuit) for circuit in threads.map(first_use, range(16))}) == 1
+
+
+def test_the_parameters_of_a_name_are_known_before_its_first_use():
+    rate_limits.declare("chat", RateLimitConfiguration(requests_per_minute=100))
+    assert rate_limits.describe("chat", RateLimitConfiguration())["requests_per_minute"].value == 100
+
+
+def test_the_parameters_of_a_name_in_use_are_those_that_it_was_built_with():
+    rate_limited("chat")(answer)()
+    configure(ResilienceSettings(requests_per_minute=100))
+    assert rate_limits.describe("chat", RateLimitConfiguration())["requests_per_minute"].value == 60
+
+
+def test_isolated_starts_with_no_names():
+    rate_limited("chat")(answer)()
+    with isolated():
+        assert get_all_resilience_stats()["rate_limiters"] == {}
+
+
+def test_isolated_lets_a_name_be_declared_otherwise():
+    rate_limited("chat", requests_per_minute=100)(answer)()
+    with isolated():
+        rate_limited("chat", requests_per_minute=200)(answer)()
+        assert limit_of("chat")["requests_per_minute"] == 200
+
+
+def test_isolated_forgets_what_was_declared_in_it():
+    with isolated():
+        rate_limited("chat", requests_per_minute=200)
+    rate_limited("chat", requests_per_minute=100)(answer)()
+    assert limit_of("chat")["requests_per_minute"] == 100
+
+
+def test_isolated_keeps_what_was_declared_of_a_function_before_it():
+    bare = rate_limited("chat")(answer)
+    rate_limited("chat", requests_per_minute=100)
+    with isolated(), isolated():
+        bare()
+        assert limit_of("chat")["requests_per_minute"] == 100
+
+
+def test_isolated_tells_what_was_declared_of_a_function_before_it():
+    rate_limited("chat", requests_per_minute=100)
+    with isolated():
+        assert rate_limits.describe("chat", RateLimitConfiguration())["requests_per_minute"].value == 100
+
+
+def test_isolated_gives_names_counters_and_settings_back_even_when_the_test_raises():
+    configure(ResilienceSettings(min_request_interval_ms=0))
+    ask = rate_limited("chat")(answer)
+    ask()
+    before = get_all_resilience_stats()["rate_limiters"], current_settings()
+
+    def failing_test():
+        with isolated():
+            configure(ResilienceSettings(requests_per_minute=1))
+            ask()
+            raise AssertionError
+
+    with pytest.raises(AssertionError):
+        failing_test()
+    assert (get_all_resilience_stats()["rate_limiters"], current_settings()) == before
+
+
+def test_isolated_reads_the_settings_anew(monkeypatch):
+    configure(ResilienceSettings(requests_per_minute=1))
+    monkeypatch.setenv("REQUESTS_PER_MINUTE", "7")
+    with isolated():
+        assert current_settings().requests_per_minute == 7

@@ -409,5 +409,5 @@ def test_reset_circuit_breakers_keeps_the_counters():
 
 def test_reset_circuit_breakers_refuses_a_name_that_does_not_exist():
     open_circuit("chat")
-    with pytest.raises(ConfigurationError, match="there is no circuit 'caht'. Known names: chat"):
+    with pytest.raises(ConfigurationError, match=r"there is no circuit 'caht'\. Known names: chat"):
         reset_circuit_breakers("caht")

@@ -226,6 +226,11 @@ def test_a_call_reserves_its_prompt_and_the_most_that_its_answer_may_have():
     assert held == [60]
 
 
+def test_a_call_without_a_prompt_reserves_its_answer_alone():
+    token_budget("MathAgent", budget_tokens=100)(lambda max_tokens: None)(50)
+    assert budget_of("MathAgent")["tokens_used"] == 50
+
+
 @pytest.mark.parametrize(
     "result",
     [

@@ -276,8 +276,8 @@ class CircuitProtection(decorating.Guard):
         return _Passage(circuit, circuit.admit(), self._is_failure or is_service_failure)
 
     def substitute(self, refusal: Exception, /) -> Callable[..., Any] | None:
-        """The fallback, where this circuit itself refused the call."""
-        return self._fallback
+        """The fallback, where this circuit refused the call."""
+        return self._fallback if isinstance(refusal, CircuitOpenError) and refusal.name == self.name else None
 
     def describe(self) -> dict[str, Value]:
         """The effective parameters, and where each came from."""

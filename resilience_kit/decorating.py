@@ -145,7 +145,7 @@ class Guard(Layer, Protocol):
         ...
 
     def substitute(self, refusal: Exception, /) -> Callable[..., Any] | None:
-        """What to call in place of a call that enter() refused, if anything."""
+        """What to call in place of a call that was refused, by this guard or by one beneath, if anything."""
         return None
 
 
@@ -257,12 +257,15 @@ def _run_async_generator_function(function: Callable[..., Any]) -> _Run:
 def _run_guard(guard: Guard, beneath: _Run, run_substitute: Callable[[Callable[..., Any]], _Run]) -> _Run:
     async def run(call: Call) -> Any:
         try:
-            passage = await guard.enter(call)
+            return await pass_through(call)
         except ResilienceError as refusal:
             substitute = guard.substitute(refusal)
             if substitute is None:
                 raise
             return await run_substitute(substitute)(call)
+
+    async def pass_through(call: Call) -> Any:
+        passage = await guard.enter(call)
         call.passages.append(passage)
         try:
             result = await beneath(call)

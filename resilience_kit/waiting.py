@@ -8,6 +8,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 from resilience_kit.registry import mode
@@ -115,8 +116,10 @@ class TaskWaiter:
         """Wake the task, from whatever thread or loop."""
         if asyncio._get_running_loop() is self._loop:  # noqa: SLF001 - documented, and unlike get_running_loop() it does not raise
             self._event.set()
-        elif not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._event.set)
+        else:
+            # A loop that is closed by now raises: nobody waits there any more.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._event.set)
 
     async def wait(self, seconds: float | None) -> None:
         """Suspend the task until it is woken, `seconds` at most."""

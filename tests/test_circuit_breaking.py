@@ -368,6 +368,27 @@ async def test_a_fallback_answers_in_place_of_a_refused_call_with_its_arguments(
     assert await call("the question") == "no answer to the question"
 
 
+async def test_a_fallback_answers_for_a_call_that_is_refused_after_its_wait_for_a_slot():
+    @circuit_protected("ill", failure_threshold=1, fallback=lambda: "fallback")
+    @rate_limited("ill", max_concurrent=1, min_interval=0)
+    async def call():
+        await asyncio.sleep(1)
+        raise ConnectionError
+
+    outcomes = await asyncio.gather(call(), call(), return_exceptions=True)
+
+    assert [outcomes[1], type(outcomes[0])] == ["fallback", ConnectionError]
+
+
+async def test_a_fallback_does_not_answer_for_another_circuit_beneath():
+    await fail()
+    call = circuit_protected("outer", fallback=lambda: "fallback")(ask)
+
+    with pytest.raises(CircuitOpenError) as refused:
+        await call()
+    assert refused.value.name == "chat"
+
+
 async def test_a_fallback_of_a_coroutine_function_may_be_a_plain_function():
     call = circuit_protected("chat", fallback=lambda outcome: f"no answer to {outcome}")(ask.__wrapped__)
     await fail()

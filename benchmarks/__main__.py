@@ -1,4 +1,4 @@
-"""What the kit costs, beside what users would write without it: run by `make bench`, each figure side by side in one run."""
+"""What the kit costs beside what users would write without it; `make bench` runs it, side by side in one run."""
 
 from benchmarks import imports, overhead
 

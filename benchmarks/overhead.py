@@ -21,7 +21,7 @@ async def _nothing(question: str) -> str:
 
 
 def _naive_stack() -> Callable[[str], Awaitable[str]]:
-    """tenacity around pybreaker.calling around a semaphore and two AsyncLimiters: what its parts suggest."""
+    """Compose tenacity around pybreaker.calling around a semaphore and two AsyncLimiters, as their names suggest."""
     breaker = pybreaker.CircuitBreaker(fail_max=5, reset_timeout=60)
     semaphore = asyncio.Semaphore(100)
     requests, tokens = AsyncLimiter(10**9, 60), AsyncLimiter(10**9, 60)

@@ -124,7 +124,8 @@ def explain(function: Callable[..., Any]) -> StackReport:
         >>> [layer.kind for layer in explain(ask).layers]
         ['token_budget', 'retry_on_429', 'circuit_protected', 'rate_limited']
     """
-    check_callable("explain", function)
+    if not callable(function):
+        raise ConfigurationError(f"explain() takes a decorated function or method, not {function!r}")
     layers = decorating.stacked_layers(function)
     return StackReport(
         decorating.name_of(function),

@@ -142,8 +142,9 @@ class Budget:
 
     def settle(self, reservation: Reservation, used: Amount) -> None:
         """Put what was used in place of what was held; a call of an earlier period is settled with that one."""
+        if reservation is _NO_RESERVATION:
+            return
         with self._lock:
-            self._turn()
             if reservation.period == self._period:
                 self._reserved -= reservation.amount
                 self._used += used
@@ -249,22 +250,25 @@ class _Passage(decorating.Passage):
         self._text: list[str] = []
 
     def observe(self, item: Any, /) -> None:
-        if isinstance(item, str):
-            self._text.append(item)
-        else:
+        if not isinstance(item, str):
             self._usage = call_tokens.usage_of(item) or self._usage
+        elif self._budget.is_bounded:
+            self._text.append(item)
 
     def leave(self, result: Any, error: BaseException | None, /) -> None:
         if error is not None:
             self._budget.settle(self._reservation, _NOTHING)
             return
-        self.observe(result)
-        usage, used = self._usage, _NOTHING
-        if self._budget.is_bounded:
-            usage = usage or self._counted()
-            used = self._budget.amount(usage, self._layer.model)
+        usage, used = _NO_USAGE, _NOTHING
+        try:
+            self.observe(result)
+            if self._budget.is_bounded:
+                usage = self._usage or self._counted()
+                used = self._budget.amount(usage, self._layer.model)
+            else:
+                usage = self._usage or _NO_USAGE
+        finally:
             self._budget.settle(self._reservation, used)
-        usage = usage or _NO_USAGE
         emit(
             BudgetSettled(
                 name=self._budget.agent,

@@ -28,7 +28,7 @@ def check_callable(decorator: str, function: Any) -> None:
 
 def is_number(value: object) -> TypeGuard[int | float]:
     """Whether a value is a finite number; True and False are not."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def check_numbers(

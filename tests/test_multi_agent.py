@@ -324,11 +324,13 @@ async def test_the_kit_loses_no_answer_where_the_bare_client_meets_the_quota(tel
 
 
 async def test_what_the_client_counts_is_what_the_simulator_saw(telemetry):
+    # One agent each: where there are two, one that fails cancels the other, whose answer only the simulator sees.
+    questions = [f"What is {number} + 1?" for number in range(12)]
     with simulated_service(Quota(requests=60, tokens=20_000, period=0.6)) as service:
         traffic = Traffic()
         client = service.client(traffic, protected=False)
         async with MultiAgentSystem(client, service.deployment, telemetry, protected=False) as system:
-            answers = await system.ask_all(QUESTIONS[:12], concurrency=12)
+            answers = await system.ask_all(questions, concurrency=12)
         stats = service.simulator.stats
     assert (traffic.requests, traffic.refused) == (stats.requests, stats.refused)
     assert traffic.tokens == stats.prompt_tokens + stats.completion_tokens

@@ -1,3 +1,4 @@
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -121,15 +122,25 @@ def test_a_reset_of_a_name_that_is_declared_but_was_never_called_does_nothing():
     assert circuits.items() == {}
 
 
-def test_threads_that_use_a_name_first_at_the_same_moment_get_one_object():
-    together = threading.Barrier(16)
+@pytest.fixture
+def restless_threads():
+    """Let threads take turns as often as they can, so that what is not guarded breaks."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_threads_that_use_a_name_first_at_the_same_moment_get_one_object(restless_threads):
+    together = threading.Barrier(8)
 
     def first_use(_):
         together.wait()
-        return circuits.get("chat", CircuitConfiguration())
+        return [circuits.get(f"circuit {number}", CircuitConfiguration()) for number in range(50)]
 
-    with ThreadPoolExecutor(16) as threads:
-        assert len({id(circuit) for circuit in threads.map(first_use, range(16))}) == 1
+    with ThreadPoolExecutor(8) as threads:
+        used = list(threads.map(first_use, range(8)))
+    assert all(len(set(circuits_of_a_name)) == 1 for circuits_of_a_name in zip(*used, strict=True))
 
 
 def test_the_parameters_of_a_name_are_known_before_its_first_use():
@@ -180,6 +191,7 @@ def test_isolated_tells_what_was_declared_of_a_function_before_it():
 def test_isolated_gives_names_counters_and_settings_back_even_when_the_test_raises():
     configure(ResilienceSettings(min_request_interval_ms=0))
     ask = rate_limited("chat")(answer)
+    ask()
     ask()
     before = get_all_resilience_stats()["rate_limiters"], current_settings()
 

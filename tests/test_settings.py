@@ -226,6 +226,12 @@ def test_an_agents_variable_may_stand_in_dotenv(env_file):
     assert ResilienceSettings().agent_max_tokens("WriterAgent") == (55, "environment")
 
 
+def test_an_agents_variable_in_the_environment_wins_over_dotenv(env_file, monkeypatch):
+    env_file("WRITER_AGENT_MAX_TOKENS=55")
+    monkeypatch.setenv("WRITER_AGENT_MAX_TOKENS", "66")
+    assert ResilienceSettings().agent_max_tokens("WriterAgent") == (66, "environment")
+
+
 def test_the_source_of_an_agents_maximum_can_be_configure():
     assert ResilienceSettings(math_agent_max_tokens=9).agent_max_tokens("MathAgent") == (9, "configure()")
 

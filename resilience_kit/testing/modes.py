@@ -54,6 +54,8 @@ def no_waiting() -> Iterator[None]:
 def isolated() -> Iterator[None]:
     """Give a test names, counters and settings of its own; those of before are back after it.
 
+    A function that was decorated before it keeps what its decorators say, and starts with all its quota.
+
     Example:
         >>> from resilience_kit.testing import isolated
         >>> with isolated():

@@ -221,7 +221,7 @@ def test_a_lambda_is_decorated():
 
 
 async def test_a_plain_wrapper_around_a_coroutine_function_counts_as_one():
-    """openai wraps its async `create` like this."""
+    """An example is `create` of openai's async clients."""
 
     @functools.wraps(say_later)
     def create(*args, **kwargs):
@@ -367,24 +367,33 @@ def test_a_function_accepts_what_its_signature_says(function, accepts):
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
+def fail(error):
+    raise error
+
+
+async def fail_later(error):
+    await asyncio.sleep(0)
+    raise error
+
+
+def fail_spelling(error):
+    yield "f"
+    raise error
+
+
+async def fail_spelling_later(error):
+    yield "f"
+    raise error
+
+
 @each_decorator
-@each_kind
+@pytest.mark.parametrize("function", [fail, fail_later, fail_spelling, fail_spelling_later])
 async def test_an_error_reaches_the_caller_as_it_was_raised(decorator, function):
     error = LookupError("no such word")
 
-    class Broken(str):
-        __slots__ = ()
-
-        def __add__(self, other):
-            raise error
-
-        def __str__(self):
-            raise error
-
-    call = decorator(function)(Broken("four"))
-
     with pytest.raises(LookupError) as caught:
-        await outcome(call) if not inspect.isgenerator(call) else [str(item) for item in call]
+        await outcome(decorator(function)(error))
+
     assert caught.value is error
 
 
@@ -430,11 +439,9 @@ def test_a_stop_iteration_keeps_its_value_and_its_cause():
 # --- cancellation ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
 async def guarded_call():
-    """One call that can be made to hold, and to wait for, everything that there is; the circuit is half-open."""
+    """A function that holds, and waits for, everything that there is, behind a half-open circuit."""
     started = asyncio.Event()
-    steps = []
 
     @resilient(
         "chat",
@@ -448,10 +455,10 @@ async def guarded_call():
         max_retries=1,
         initial_backoff=10,
         jitter=False,
+        retry_transient=False,
         **UNPACED,
     )
     async def ask(step, *, max_tokens=10):
-        steps.append(step)
         started.set()
         if isinstance(step, Exception):
             raise step
@@ -461,8 +468,7 @@ async def guarded_call():
     with pytest.raises(ServerError):
         await ask(ServerError())
     started.clear()
-    ask.started = started
-    return ask
+    return ask, started
 
 
 async def cancel(task):
@@ -471,9 +477,10 @@ async def cancel(task):
         await task
 
 
-async def test_a_call_holds_a_slot_a_trial_and_a_reservation(guarded_call):
-    call = asyncio.create_task(guarded_call(1))
-    await guarded_call.started.wait()
+async def test_a_call_holds_a_slot_a_trial_and_a_reservation():
+    ask, started = await guarded_call()
+    call = asyncio.create_task(ask(1))
+    await started.wait()
 
     assert held() == {"slots": 1, "places": 0, "trials": 1, "tokens": 10}
 
@@ -481,19 +488,21 @@ async def test_a_call_holds_a_slot_a_trial_and_a_reservation(guarded_call):
     assert held() == NOTHING
 
 
-async def test_a_call_that_is_cancelled_in_the_function_gives_everything_back(guarded_call):
-    call = asyncio.create_task(guarded_call(60))
-    await guarded_call.started.wait()
+async def test_a_call_that_is_cancelled_in_the_function_gives_everything_back():
+    ask, started = await guarded_call()
+    call = asyncio.create_task(ask(60))
+    await started.wait()
 
     await cancel(call)
 
     assert held() == NOTHING
 
 
-async def test_a_call_that_is_cancelled_in_the_queue_gives_everything_back(guarded_call):
-    first = asyncio.create_task(guarded_call(5))
-    await guarded_call.started.wait()
-    second = asyncio.create_task(guarded_call(5))
+async def test_a_call_that_is_cancelled_in_the_queue_gives_everything_back():
+    ask, started = await guarded_call()
+    first = asyncio.create_task(ask(5))
+    await started.wait()
+    second = asyncio.create_task(ask(5))
     await asyncio.sleep(1)
     assert held() == {"slots": 1, "places": 1, "trials": 2, "tokens": 20}
 
@@ -504,10 +513,11 @@ async def test_a_call_that_is_cancelled_in_the_queue_gives_everything_back(guard
     assert held() == NOTHING
 
 
-async def test_a_call_that_is_cancelled_as_it_gets_its_slot_gives_it_back(guarded_call):
-    first = asyncio.create_task(guarded_call(5))
-    await guarded_call.started.wait()
-    second = asyncio.create_task(guarded_call(5))
+async def test_a_call_that_is_cancelled_as_it_gets_its_slot_gives_it_back():
+    ask, started = await guarded_call()
+    first = asyncio.create_task(ask(5))
+    await started.wait()
+    second = asyncio.create_task(ask(5))
     await asyncio.sleep(1)
     first.add_done_callback(lambda _: second.cancel())
 
@@ -517,9 +527,10 @@ async def test_a_call_that_is_cancelled_as_it_gets_its_slot_gives_it_back(guarde
     assert held() == NOTHING
 
 
-async def test_a_call_that_is_cancelled_between_two_attempts_gives_everything_back(guarded_call):
-    call = asyncio.create_task(guarded_call(RateLimitError()))
-    await guarded_call.started.wait()
+async def test_a_call_that_is_cancelled_between_two_attempts_gives_everything_back():
+    ask, started = await guarded_call()
+    call = asyncio.create_task(ask(RateLimitError()))
+    await started.wait()
     await asyncio.sleep(1)
     assert held() == {"slots": 0, "places": 0, "trials": 0, "tokens": 10}
 
@@ -528,10 +539,11 @@ async def test_a_call_that_is_cancelled_between_two_attempts_gives_everything_ba
     assert held() == NOTHING
 
 
-async def test_a_call_that_is_cancelled_waiting_for_its_budget_gives_everything_back(guarded_call):
-    others = [asyncio.create_task(guarded_call(5)) for _ in range(2)]
+async def test_a_call_that_is_cancelled_waiting_for_its_budget_gives_everything_back():
+    ask, started = await guarded_call()
+    others = [asyncio.create_task(ask(5)) for _ in range(2)]
     await asyncio.sleep(1)
-    third = asyncio.create_task(guarded_call(5))
+    third = asyncio.create_task(ask(5))
     await asyncio.sleep(1)
     assert held()["tokens"] == 20
 
@@ -553,7 +565,7 @@ LAYERS = {
 
 
 @pytest.mark.filterwarnings("ignore::resilience_kit.StackOrderWarning")
-@pytest.mark.parametrize("order", itertools.permutations(LAYERS), ids=" ".join)
+@pytest.mark.parametrize("order", list(itertools.permutations(LAYERS)), ids=" ".join)
 @each_kind
 async def test_any_order_of_the_four_lets_a_call_through_and_gives_everything_back(order, function):
     for layer in reversed(order):
@@ -565,7 +577,7 @@ async def test_any_order_of_the_four_lets_a_call_through_and_gives_everything_ba
 
 
 @pytest.mark.filterwarnings("ignore::resilience_kit.StackOrderWarning")
-@pytest.mark.parametrize("order", itertools.permutations(LAYERS), ids=" ".join)
+@pytest.mark.parametrize("order", list(itertools.permutations(LAYERS)), ids=" ".join)
 async def test_any_order_of_the_four_gives_everything_back_after_an_error(order):
     async def ask():
         raise ServerError
@@ -593,14 +605,13 @@ def test_a_foreign_decorator_between_two_layers_is_called_once_and_hides_neither
 
 
 def test_a_foreign_decorator_on_top_leaves_the_layers_beneath_it():
-    @functools.wraps(say)
-    def logged(*args):
-        return say(*args)
+    limited = rate_limited("chat")(say)
 
-    limited = rate_limited("chat")(logged)
+    @functools.wraps(limited)
+    def logged(text):
+        return limited(text)
 
-    assert limited("four") == "four!"
-    assert [layer.name for layer in explain(functools.wraps(limited)(lambda text: limited(text))).layers] == ["chat"]
+    assert [layer.name for layer in explain(logged).layers] == ["chat"]
 
 
 async def test_a_decorated_function_may_call_another(slots_taken):

@@ -642,12 +642,24 @@ def run_without_network(code, tmp_path):
     return completed.stdout + completed.stderr
 
 
-def test_with_the_extra_counting_is_exact_without_a_network(tmp_path):
+def test_row_15_counting_is_exact_without_a_network_where_tiktoken_fails(tmp_path):
     code = """
+        import tiktoken
         from resilience_kit.token_counting import count_tokens
+        try:
+            tiktoken.encoding_for_model("gpt-4")
+        except AssertionError as error:
+            print("tiktoken", error)
         print(count_tokens("antidisestablishmentarianism", model="gpt-4"))
     """
-    assert run_without_network(code, tmp_path) == "6\n"
+    assert run_without_network(code, tmp_path) == "tiktoken tried the network\n6\n"
+
+
+def test_row_15_a_deployments_own_name_counts_where_tiktoken_raises():
+    with pytest.raises(KeyError):
+        tiktoken.encoding_for_model("my-deployment")
+
+    assert count_tokens("hello world", model="my-deployment") == 2
 
 
 def test_with_the_extra_nothing_is_written_to_tiktokens_cache(tmp_path):

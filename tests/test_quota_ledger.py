@@ -8,7 +8,7 @@ import pytest
 from aiolimiter import AsyncLimiter
 from hypothesis import given, strategies as st
 
-from resilience_kit import rate_limited
+from resilience_kit import get_all_resilience_stats, rate_limited
 from resilience_kit.quota_ledger import WindowLedger
 from resilience_kit.server_advice import ServerAdvice
 from resilience_kit.testing import isolated
@@ -101,6 +101,34 @@ def test_no_more_than_max_concurrent_calls_are_ever_under_way_and_none_is_left(c
         under_way = [other for other in sent if other["start"] <= call["start"] < other["end"]]
         assert len(under_way) <= max_concurrent
     assert all("end" in call for call in sent)
+
+
+@given(arrivals, st.lists(st.floats(0, 90, allow_nan=False), max_size=40), st.integers(1, 3))
+def test_whoever_is_cancelled_wherever_it_is_leaves_nothing_behind_and_holds_nobody_up(calls, cancellations, most):
+    async def cancelled_traffic():
+        loop, tasks = asyncio.get_running_loop(), []
+
+        @rate_limited(
+            "any", tokens_per_minute=TOKENS, max_concurrent=most, min_interval=1, tokens=lambda tokens, _: tokens
+        )
+        async def ask(tokens, duration):
+            await asyncio.sleep(duration)
+            return "answer"
+
+        for gap, tokens, duration in calls:
+            await asyncio.sleep(gap)
+            tasks.append(loop.create_task(ask(tokens, duration)))
+        for task, seconds in zip(tasks, cancellations, strict=False):
+            loop.call_later(seconds, task.cancel)
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        return outcomes, get_all_resilience_stats()["rate_limiters"].get("any", {"in_flight": 0, "waiting": 0})
+
+    with isolated():
+        outcomes, left = run_in_virtual_time(cancelled_traffic())
+
+    assert all(outcome == "answer" or isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
+    assert outcomes[len(cancellations) :] == ["answer"] * len(outcomes[len(cancellations) :])
+    assert (left["in_flight"], left["waiting"]) == (0, 0)
 
 
 @given(arrivals)

@@ -426,8 +426,7 @@ def _decorate(function: Any, layer: Layer, around: Callable[[_Kind, _Run], _Run]
     run = around(kind, beneath)
     wrapper = functools.wraps(function)(kind.wrap(function, run, Parameters.of(function)))
     setattr(wrapper, _STACKED, _Stacked(wrapper, layer, run))
-    # four frames up: this function, guarded() or repeated(), decorate(), and the user's module
-    warn_of_problems(stacked_layers(wrapper), function, stacklevel=4)
+    warn_of_problems(stacked_layers(wrapper), function)
     return wrapper
 
 

@@ -3,6 +3,7 @@
 This is the only module that knows all four.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypedDict, TypeVar, Unpack, overload
@@ -124,7 +125,7 @@ def explain(function: Callable[..., Any]) -> StackReport:
         >>> [layer.kind for layer in explain(ask).layers]
         ['token_budget', 'retry_on_429', 'circuit_protected', 'rate_limited']
     """
-    if not callable(function):
+    if inspect.isclass(function) or not callable(function):
         raise ConfigurationError(f"explain() takes a decorated function or method, not {function!r}")
     layers = decorating.stacked_layers(function)
     return StackReport(

@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Protocol
 
 from resilience_kit.errors import StackOrderWarning
 
+_PACKAGE = __name__.removesuffix("stack_order")
+
 
 class NamedLayer(Protocol):
     """What the rules look at."""
@@ -33,12 +35,20 @@ def find_problems(layers: Sequence[NamedLayer], function: Any) -> list[StackProb
     return [*_order_problems(layers), *_client_problems(layers, function)]
 
 
-def warn_of_problems(layers: Sequence[NamedLayer], function: Any, *, stacklevel: int) -> None:
-    """Warn of what the outermost layer brought in."""
+def warn_of_problems(layers: Sequence[NamedLayer], function: Any) -> None:
+    """Warn of what the outermost layer brought in, at the line outside of the kit that put it there."""
     before = find_problems(layers[1:], function)
     for problem in find_problems(layers, function):
         if problem not in before:
-            warnings.warn(StackOrderWarning(str(problem), code=problem.code), stacklevel=stacklevel + 1)
+            warnings.warn(StackOrderWarning(str(problem), code=problem.code), stacklevel=_frames_of_the_kit() + 1)
+
+
+def _frames_of_the_kit() -> int:
+    """How many callers are the kit's own: a bare decorator, @resilient and a static method have more than others."""
+    frame, count = inspect.currentframe(), 0
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGE):
+        frame, count = frame.f_back, count + 1
+    return count - 1
 
 
 def _order_problems(layers: Sequence[NamedLayer]) -> Iterator[StackProblem]:

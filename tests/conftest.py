@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 
 from resilience_kit import events
-from resilience_kit.rate_limiting import rate_limits
+from resilience_kit.rate_limits import rate_limits
 from resilience_kit.testing import isolated
 
 # The same examples in every run: what fails is the change, not the draw.

@@ -540,7 +540,7 @@ async def test_a_call_that_is_cancelled_between_two_attempts_gives_everything_ba
 
 
 async def test_a_call_that_is_cancelled_waiting_for_its_budget_gives_everything_back():
-    ask, started = await guarded_call()
+    ask, _ = await guarded_call()
     others = [asyncio.create_task(ask(5)) for _ in range(2)]
     await asyncio.sleep(1)
     third = asyncio.create_task(ask(5))
@@ -763,7 +763,7 @@ def test_layers_are_back_after_disabled(heard):
     assert [event.name for event in heard] == ["chat"]
 
 
-def test_a_sync_function_is_retried(heard):
+def test_a_sync_function_is_retried():
     errors = [RateLimitError(), RateLimitError()]
 
     @retry_on_429

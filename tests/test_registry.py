@@ -15,7 +15,7 @@ from resilience_kit import (
     token_budget,
 )
 from resilience_kit.circuit_breaking import CircuitConfiguration, circuits
-from resilience_kit.rate_limiting import RateLimitConfiguration, rate_limits
+from resilience_kit.rate_limits import RateLimitConfiguration, rate_limits
 from resilience_kit.settings import current_settings
 from resilience_kit.testing import isolated
 

@@ -1,0 +1,205 @@
+"""The circuits that are shared by name: the state of each, and who is let in under it.
+
+The states, the counters and the moves between them are pybreaker's. What pybreaker 1.4.1 does around the call is not
+used: its `call()` counts no failure of a coroutine, holds its lock while the function runs, takes cancellation for a
+failure and an excluded error for a success, and lets any number of trials through when half-open.
+"""
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import pybreaker
+
+from resilience_kit.errors import CircuitOpenError
+from resilience_kit.events import CircuitClosed, CircuitHalfOpened, CircuitOpened, CircuitRefused, Event, emit
+from resilience_kit.registry import Registry, Value, effective
+from resilience_kit.waiting import now
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitConfiguration:
+    """What a decorator says of a circuit; None for what it leaves to the settings."""
+
+    failure_threshold: int | None = None
+    recovery_timeout: float | None = None
+    success_threshold: int | None = None
+    half_open_max_calls: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitStatistics:
+    """Where a circuit stands now: its state, and counts of failures and trials."""
+
+    state: str
+    failure_count: int
+    success_count: int
+    trials_in_flight: int
+
+
+class Admission:
+    """What a call was let in as: under which state of the circuit, and whether as a trial."""
+
+    __slots__ = ("is_over", "is_trial", "state_number")
+
+    def __init__(self, state_number: int, *, is_trial: bool) -> None:
+        self.state_number = state_number
+        self.is_trial = is_trial
+        self.is_over = False
+
+
+class Circuit(pybreaker.CircuitBreakerListener):
+    """The one circuit of a name.
+
+    An outcome counts only in the state in which its call was let in: a straggler of before neither closes a
+    half-open circuit nor opens it again.
+    """
+
+    def __init__(self, name: str, configuration: CircuitConfiguration) -> None:
+        self.name = name
+        self.parameters = effective_parameters(configuration)
+        values = {key: parameter.value for key, parameter in self.parameters.items()}
+        self._recovery_timeout: float = values["recovery_timeout"]
+        self._half_open_max_calls: int = values["half_open_max_calls"]
+        self._storage = pybreaker.CircuitMemoryStorage(pybreaker.STATE_CLOSED)
+        self._breaker = pybreaker.CircuitBreaker(
+            fail_max=values["failure_threshold"],
+            reset_timeout=self._recovery_timeout,
+            success_threshold=values["success_threshold"],
+            listeners=[self],
+            state_storage=self._storage,
+            name=name,
+        )
+        # Reentrant: a stream that the garbage collector drops leaves wherever its thread happens to be.
+        self._lock = threading.RLock()
+        self._state_number = 0
+        self._trials = 0
+        self._opened_at = 0.0
+        self._last_error = ""
+        self._closing_reason = "recovered"
+        self._events: list[Event] = []
+
+    def statistics(self) -> CircuitStatistics:
+        """Where the circuit stands now."""
+        with self._lock:
+            state = self._breaker.current_state.upper().replace("-", "_")
+            return CircuitStatistics(state, self._breaker.fail_counter, self._breaker.success_counter, self._trials)
+
+    def admit(self) -> Admission:
+        """Let a call in, as a trial if the circuit is half-open.
+
+        Raises:
+            CircuitOpenError: The circuit is open, or has all its trials under way.
+        """
+        try:
+            with self._lock:
+                if self._breaker.current_state == pybreaker.STATE_OPEN:
+                    seconds = self._opened_at + self._recovery_timeout - now()
+                    if seconds > 0:
+                        raise self._refusal(f"is open for another {seconds:.1f} s", seconds)
+                    self._breaker.half_open()
+                is_trial = self._breaker.current_state == pybreaker.STATE_HALF_OPEN
+                if is_trial:
+                    if self._trials >= self._half_open_max_calls:
+                        raise self._refusal("is half-open, and all its trials are under way", 0.0)
+                    self._trials += 1
+                return Admission(self._state_number, is_trial=is_trial)
+        finally:
+            self._tell()
+
+    def readmit(self, admission: Admission) -> None:
+        """Ask again for a call that had to wait: it may have been let in under a state that is over.
+
+        Raises:
+            CircuitOpenError: As admit() would.
+        """
+        if admission.is_over or admission.state_number == self._state_number:
+            return
+        fresh = self.admit()
+        admission.state_number = fresh.state_number
+        admission.is_trial = fresh.is_trial
+
+    def settle(self, admission: Admission, *, failure: BaseException | None = None, success: bool = False) -> None:
+        """Count an outcome: a failure, a success or neither; give a trial's permit back in any case."""
+        with self._lock:
+            admission.is_over = True
+            if admission.state_number == self._state_number:
+                if admission.is_trial:
+                    self._trials -= 1
+                if failure is not None:
+                    self._count_failure(failure, is_trial=admission.is_trial)
+                elif success:
+                    self._count_success(is_trial=admission.is_trial)
+        self._tell()
+
+    def reset(self) -> None:
+        """Close the circuit and forget its failures."""
+        with self._lock:
+            self._closing_reason = "reset"
+            if self._breaker.current_state == pybreaker.STATE_CLOSED:
+                self._storage.reset_counter()
+            else:
+                self._breaker.close()
+            self._closing_reason = "recovered"
+        self._tell()
+
+    def state_change(self, cb: pybreaker.CircuitBreaker, old_state: Any, new_state: Any) -> None:
+        """Take note of a move; pybreaker calls it, under the lock."""
+        self._state_number += 1
+        self._trials = 0
+        if new_state.name == pybreaker.STATE_OPEN:
+            self._opened_at = now()
+            opened = CircuitOpened(
+                name=self.name, failures=cb.fail_counter, error=self._last_error, seconds=self._recovery_timeout
+            )
+            self._events.append(opened)
+        elif new_state.name == pybreaker.STATE_HALF_OPEN:
+            self._events.append(CircuitHalfOpened(name=self.name))
+        else:
+            self._events.append(CircuitClosed(name=self.name, reason=self._closing_reason))
+
+    def _count_failure(self, failure: BaseException, *, is_trial: bool) -> None:
+        self._last_error = type(failure).__name__
+        self._storage.increment_counter()
+        if is_trial or self._breaker.fail_counter >= self._breaker.fail_max:
+            self._breaker.open()
+
+    def _count_success(self, *, is_trial: bool) -> None:
+        if not is_trial:
+            self._storage.reset_counter()
+            return
+        self._storage.increment_success_counter()
+        if self._breaker.success_counter >= self._breaker.success_threshold:
+            self._breaker.close()
+
+    def _refusal(self, state: str, seconds: float) -> CircuitOpenError:
+        self._events.append(CircuitRefused(name=self.name, seconds=seconds))
+        return CircuitOpenError(
+            f"circuit {self.name!r} {state}: nothing was sent. Try later, give the function a fallback, or call "
+            f"reset_circuit_breakers({self.name!r})",
+            name=self.name,
+            retry_after=seconds,
+        )
+
+    def _tell(self) -> None:
+        # Outside of the lock: a listener may take its time, or wait for a thread that asks for the state.
+        while self._events:
+            with self._lock:
+                events, self._events = self._events, []
+            for event in events:
+                emit(event)
+
+
+def effective_parameters(configuration: CircuitConfiguration) -> dict[str, Value]:
+    """What a circuit is made of, from what was declared and from the settings."""
+    return {
+        "failure_threshold": effective(configuration.failure_threshold, setting="circuit_breaker_failure_threshold"),
+        "recovery_timeout": effective(configuration.recovery_timeout, setting="circuit_breaker_recovery_timeout"),
+        "success_threshold": effective(configuration.success_threshold, setting="circuit_breaker_success_threshold"),
+        "half_open_max_calls": effective(configuration.half_open_max_calls, 1),
+    }
+
+
+circuits: Registry[CircuitConfiguration, Circuit] = Registry(
+    "circuit", "circuit_breakers", Circuit, effective_parameters
+)

@@ -1,0 +1,337 @@
+"""The limits that are shared by name: the queue, the slots and the ledger of each.
+
+A limit belongs to no event loop: all threads and loops of the process share it. Who waits is served first come, first
+served within a priority, whatever its size. aiolimiter's bucket keeps calls apart; the windows of the quota are the
+ledger's, since a bucket of aiolimiter 1.3.0 lets a full bucket through on top of its rate, serves the smallest amount
+first, and belongs to one loop. Behind a ledger that keeps to every window a bucket of the same size is never the one
+that is full, so there is none for requests and tokens.
+"""
+
+import math
+import threading
+from asyncio import AbstractEventLoop
+from collections import deque
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import count
+from typing import cast
+
+from aiolimiter import AsyncLimiter
+
+from resilience_kit import decorating
+from resilience_kit.errors import RateLimitTimeoutError
+from resilience_kit.events import Admitted, QuotaTightened, Waiting as WaitingEvent, WaitRefused, emit
+from resilience_kit.quota_ledger import QuotaLedger, WindowLedger
+from resilience_kit.registry import Registry, Value, effective, mode
+from resilience_kit.server_advice import ServerAdvice
+from resilience_kit.waiting import Waiter, now
+
+PERIOD = 60.0
+# Timers may fire a rounding error before the moment that they were set for: no wait is shorter than a microsecond.
+_SHORTEST_WAIT = 1e-6
+# Seconds by which a caller behind the first gives it precedence; its loop may stand still, or its thread be gone.
+_LONGEST_GRACE = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimitConfiguration:
+    """What a decorator says of a limit; None for what it leaves to the settings."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    max_concurrent: int | None = None
+    min_interval: float | None = None
+    period: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimitStatistics:
+    """Where a limit stands now: counts of calls and tokens, and of its quota's window."""
+
+    in_flight: int
+    max_concurrent: int
+    waiting: int
+    requests_in_window: int
+    requests_per_minute: int
+    tokens_in_window: int
+    tokens_per_minute: int
+    period: float
+
+
+class _Clock:
+    time = staticmethod(now)
+    is_closed = staticmethod(lambda: False)
+
+
+class _Spacing(AsyncLimiter):
+    """aiolimiter's bucket with room for one call, on the kit's clock.
+
+    aiolimiter 1.3.0 binds a bucket to the loop that uses it first, and can wait for room but not say how long.
+    """
+
+    __slots__ = ()
+
+    @property
+    def _loop(self) -> AbstractEventLoop:
+        return cast("AbstractEventLoop", _Clock)
+
+    def seconds_until_room(self) -> float:
+        return 0.0 if self.has_capacity() else (self._level + 1 - self.max_rate) * self.time_period / self.max_rate
+
+    def fill(self) -> None:
+        self._level += 1
+
+
+class Ticket:
+    """One call's place in the queue, and then its slot."""
+
+    __slots__ = ("granted_at", "tokens", "waiter", "withdrawn")
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        self.granted_at: float | None = None
+        self.waiter: Waiter | None = None
+        self.withdrawn = False
+
+    def is_granted(self) -> bool:
+        """Whether it is a slot by now."""
+        return self.granted_at is not None
+
+
+_Place = tuple[float, int, Ticket]
+
+
+class RateLimit:
+    """The one limit of a name: its queue, its slots and its ledger."""
+
+    def __init__(self, name: str, configuration: RateLimitConfiguration) -> None:
+        self.name = name
+        self.parameters = effective_parameters(configuration)
+        values = {key: parameter.value for key, parameter in self.parameters.items()}
+        self._period: float = values["period"]
+        self._tokens_per_period: int = values["tokens_per_minute"]
+        self._max_concurrent: int = values["max_concurrent"]
+        self._min_interval: float = values["min_interval"]
+        self._ledger: QuotaLedger = WindowLedger(values["requests_per_minute"], self._tokens_per_period, self._period)
+        self._spacing = self._new_spacing()
+        self._lock = threading.Lock()
+        self._order = count()
+        self._queue: list[_Place] = []
+        self._in_flight = 0
+        # Who set a timer for the moment when the head of the queue fits.
+        self._timekeeper: Ticket | None = None
+        self._timekeeper_waits_for_slot = False
+        # Slots on their way back. The garbage collector may drop a stream while its thread holds the lock, so
+        # whoever gives a slot back leaves it here, and whoever can have the lock takes it in.
+        self._returned: deque[tuple[Ticket, bool]] = deque()
+
+    def statistics(self) -> RateLimitStatistics:
+        """Where the limit stands now."""
+        with self._lock:
+            requests, tokens = self._ledger.used(now())
+            waiting = sum(not ticket.withdrawn for _, _, ticket in self._queue)
+            values = {key: parameter.value for key, parameter in self.parameters.items()}
+            statistics = RateLimitStatistics(
+                in_flight=self._in_flight,
+                max_concurrent=self._max_concurrent,
+                waiting=waiting,
+                requests_in_window=requests,
+                requests_per_minute=values["requests_per_minute"],
+                tokens_in_window=tokens,
+                tokens_per_minute=self._tokens_per_period,
+                period=self._period,
+            )
+        self._take_back()
+        return statistics
+
+    def reset(self) -> None:
+        """Forget what was sent; calls that are under way keep their slots."""
+        with self._lock:
+            self._ledger.reset()
+            self._spacing = self._new_spacing()
+            self._serve()
+        self._take_back()
+
+    async def acquire(self, call: decorating.Call, tokens: int, priority: float, max_wait: float | None) -> Ticket:
+        """Wait for a slot and for quota.
+
+        Raises:
+            RateLimitTimeoutError: The wait is known to be longer than `max_wait`, or has become so, or has no end.
+        """
+        if tokens > self._tokens_per_period:
+            raise self._refusal(math.inf, max_wait, tokens)
+        arrived = now()
+        ticket = Ticket(tokens)
+        # A step of priority is worth a period of waiting, so that no priority waits for ever.
+        place = (arrived + priority * self._period, next(self._order), ticket)
+        ahead, known_wait, due = 0, 0.0, None
+        with self._lock:
+            if not self._queue and self._has_slot() and self._seconds_until_fits(tokens, arrived) <= 0:
+                self._admit(ticket, arrived)
+            else:
+                heappush(self._queue, place)
+                due = self._serve()
+            if not ticket.is_granted():
+                ticket.waiter = call.waiting.waiter()
+                due = self._patience(ticket, due)
+                ahead = sum(other < place and not other[2].withdrawn for other in self._queue)
+                known_wait = 0.0 if max_wait is None else self._look_ahead(place)
+        self._take_back()
+        if ticket.waiter is None:
+            emit(Admitted(name=self.name, waited=0.0, tokens=tokens))
+            return ticket
+        try:
+            if max_wait is not None and known_wait > max_wait:
+                raise self._refusal(known_wait, max_wait, tokens)
+            emit(WaitingEvent(name=self.name, seconds=due, tokens=tokens, ahead=ahead))
+            await self._wait(ticket, ticket.waiter, due, max_wait, arrived)
+            call.recheck()
+        except BaseException:
+            self.release(ticket, sent=False)
+            raise
+        emit(Admitted(name=self.name, waited=now() - arrived, tokens=tokens))
+        return ticket
+
+    def release(self, ticket: Ticket, *, sent: bool) -> None:
+        """Give a slot or a place in the queue back, and the quota as well if nothing was sent. Never blocks."""
+        self._returned.append((ticket, sent))
+        self._take_back()
+
+    def believe(self, advice: ServerAdvice) -> None:
+        """Take the server's word where it is the stricter one, for all callers of the name."""
+        with self._lock:
+            correction = self._ledger.believe(advice, now())
+        self._take_back()
+        if correction is not None:
+            emit(
+                QuotaTightened(
+                    name=self.name,
+                    reason=correction.reason,
+                    seconds=correction.seconds,
+                    requests=correction.requests,
+                    tokens=correction.tokens,
+                )
+            )
+
+    async def _wait(
+        self, ticket: Ticket, waiter: Waiter, due: float | None, max_wait: float | None, arrived: float
+    ) -> None:
+        deadline = math.inf if max_wait is None else arrived + max_wait
+        while not ticket.is_granted():
+            seconds = min(math.inf if due is None else due, deadline - now())
+            await waiter.wait(None if seconds == math.inf else max(seconds, _SHORTEST_WAIT))
+            with self._lock:
+                due = self._patience(ticket, self._serve())
+            self._take_back()
+            if not ticket.is_granted() and now() >= deadline:
+                raise self._refusal(due, max_wait, ticket.tokens)
+
+    def _patience(self, ticket: Ticket, due: float | None) -> float | None:
+        """Seconds after which a waiting call looks after the queue: the head in time, others if it has not by then."""
+        if self._timekeeper is ticket:
+            return due
+        return None if mode.skips_waiting else (due or 0.0) + min(_LONGEST_GRACE, self._period)
+
+    def _serve(self) -> float | None:
+        """Serve the queue from its head. Returns the seconds until the next one fits; None if it needs a slot."""
+        due: float | None = None
+        while self._queue:
+            ticket = self._queue[0][2]
+            if not (ticket.withdrawn or (ticket.waiter is not None and ticket.waiter.is_dead)):
+                if not self._has_slot():
+                    due = None
+                    break
+                current = now()
+                due = self._seconds_until_fits(ticket.tokens, current)
+                if due > 0:
+                    break
+                self._admit(ticket, current)
+            heappop(self._queue)
+        head = self._queue[0][2] if self._queue else None
+        has_new_task = head is not self._timekeeper or (due is not None and self._timekeeper_waits_for_slot)
+        self._timekeeper, self._timekeeper_waits_for_slot = head, due is None
+        if has_new_task and head is not None and head.waiter is not None:
+            head.waiter.wake()
+        return due
+
+    def _has_slot(self) -> bool:
+        return self._in_flight < self._max_concurrent
+
+    def _seconds_until_fits(self, tokens: int, current: float) -> float:
+        due = self._ledger.seconds_until_fits(tokens, current)
+        return due if self._spacing is None else max(due, self._spacing.seconds_until_room())
+
+    def _admit(self, ticket: Ticket, current: float) -> None:
+        self._in_flight += 1
+        self._ledger.commit(ticket.tokens, current)
+        if self._spacing is not None:
+            self._spacing.fill()
+        ticket.granted_at = current
+        if ticket.waiter is not None:
+            ticket.waiter.wake()
+
+    def _take_back(self) -> None:
+        while self._returned and self._lock.acquire(blocking=False):
+            try:
+                while self._returned:
+                    ticket, sent = self._returned.popleft()
+                    ticket.withdrawn = True
+                    if ticket.granted_at is not None:
+                        self._in_flight -= 1
+                        if not sent:
+                            self._ledger.give_back(ticket.tokens, ticket.granted_at)
+                if self._queue:
+                    self._serve()
+            finally:
+                self._lock.release()
+
+    def _look_ahead(self, place: _Place) -> float:
+        """Seconds until a place in the queue is served, if slots were free at once: so not less than these."""
+        ledger = self._ledger.copy()
+        started = now()
+        current = started + (self._spacing.seconds_until_room() if self._spacing is not None else 0.0)
+        for other in sorted(self._queue):
+            if other[2].withdrawn:
+                continue
+            current += ledger.seconds_until_fits(other[2].tokens, current)
+            if other is place:
+                break
+            ledger.commit(other[2].tokens, current)
+            current += self._min_interval
+        return current - started
+
+    def _refusal(self, wait: float | None, max_wait: float | None, tokens: int) -> RateLimitTimeoutError:
+        seconds = None if wait == math.inf else wait
+        emit(WaitRefused(name=self.name, seconds=seconds, max_wait=max_wait))
+        if wait == math.inf:
+            text = (
+                f"a call of {tokens} tokens never fits into {self._tokens_per_period} per {self._period:g} s: "
+                "shorten the prompt, lower max_tokens, or raise tokens_per_minute"
+            )
+        elif wait is None:
+            text = f"no slot was free within max_wait={max_wait:g} s: raise max_wait or max_concurrent"
+        else:
+            text = f"the wait is {wait:.2f} s more, and max_wait={max_wait:g} s: raise max_wait, or send less"
+        return RateLimitTimeoutError(f"rate limit {self.name!r}: {text}", name=self.name, retry_after=seconds)
+
+    def _new_spacing(self) -> _Spacing | None:
+        return _Spacing(1, self._min_interval) if self._min_interval > 0 else None
+
+
+def effective_parameters(configuration: RateLimitConfiguration) -> dict[str, Value]:
+    """What a limit is made of, from what was declared and from the settings."""
+    interval = effective(configuration.min_interval, setting="min_request_interval_ms")
+    if interval.source != "argument":
+        interval = Value(interval.value / 1000, interval.source)
+    return {
+        "requests_per_minute": effective(configuration.requests_per_minute, setting="requests_per_minute"),
+        "tokens_per_minute": effective(configuration.tokens_per_minute, setting="tokens_per_minute"),
+        "max_concurrent": effective(configuration.max_concurrent, setting="max_concurrent_requests"),
+        "min_interval": interval,
+        "period": effective(configuration.period, PERIOD),
+    }
+
+
+rate_limits: Registry[RateLimitConfiguration, RateLimit] = Registry(
+    "rate limit", "rate_limiters", RateLimit, effective_parameters
+)

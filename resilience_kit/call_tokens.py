@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from resilience_kit import token_counting
-from resilience_kit.decorating import Call
+from resilience_kit.layers import Call
 from resilience_kit.validating import is_number
 
 PROMPT_ARGUMENTS = ("messages", "input", "prompt")

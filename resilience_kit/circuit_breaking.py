@@ -6,6 +6,7 @@ from typing import Any, ClassVar, ParamSpec, TypeVar, overload
 from resilience_kit import decorating
 from resilience_kit.circuits import Admission, Circuit, CircuitConfiguration, circuits
 from resilience_kit.errors import CircuitOpenError
+from resilience_kit.layers import Call, Guard, Passage
 from resilience_kit.registry import Value, effective
 from resilience_kit.server_advice import is_service_failure
 from resilience_kit.validating import check_callable, check_function, check_numbers
@@ -30,7 +31,7 @@ def reset_circuit_breakers(name: str | None = None) -> None:
     circuits.reset(name)
 
 
-class _Passage(decorating.Passage):
+class _Passage(Passage):
     __slots__ = ("_admission", "_circuit", "_is_failure")
 
     def __init__(self, circuit: Circuit, admission: Admission, is_failure: Callable[[BaseException], object]) -> None:
@@ -53,7 +54,7 @@ class _Passage(decorating.Passage):
             self._circuit.settle(self._admission, failure=error if failed else None)
 
 
-class CircuitProtection(decorating.Guard):
+class CircuitProtection(Guard):
     """The layer that @circuit_protected puts around a function."""
 
     kind: ClassVar[str] = "circuit_protected"
@@ -72,7 +73,7 @@ class CircuitProtection(decorating.Guard):
         self._fallback = fallback
         circuits.declare(name, configuration)
 
-    async def enter(self, call: decorating.Call, /) -> decorating.Passage:
+    async def enter(self, call: Call, /) -> Passage:
         """Let the call in, or refuse it at once."""
         circuit = circuits.get(self.name, self._configuration)
         return _Passage(circuit, circuit.admit(), self._is_failure or is_service_failure)

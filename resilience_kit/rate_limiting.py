@@ -6,6 +6,7 @@ from typing import Any, ClassVar, ParamSpec, TypeVar, overload
 
 from resilience_kit import call_tokens, decorating
 from resilience_kit.errors import ConfigurationError, ResilienceError
+from resilience_kit.layers import Call, Guard, Passage
 from resilience_kit.rate_limits import PERIOD, RateLimit, RateLimitConfiguration, Ticket, rate_limits
 from resilience_kit.registry import Value, effective
 from resilience_kit.server_advice import advice_from_error, advice_from_result, is_rate_limit
@@ -16,7 +17,7 @@ R = TypeVar("R")
 Tokens = int | float | Callable[..., int | float]
 
 
-class _Passage(decorating.Passage):
+class _Passage(Passage):
     __slots__ = ("_limit", "_ticket")
 
     def __init__(self, limit: RateLimit, ticket: Ticket) -> None:
@@ -34,7 +35,7 @@ class _Passage(decorating.Passage):
             self._limit.believe(advice)
 
 
-class RateLimiting(decorating.Guard):
+class RateLimiting(Guard):
     """The layer that @rate_limited puts around a function."""
 
     kind: ClassVar[str] = "rate_limited"
@@ -55,7 +56,7 @@ class RateLimiting(decorating.Guard):
         self._max_wait = max_wait
         rate_limits.declare(name, configuration)
 
-    async def enter(self, call: decorating.Call, /) -> decorating.Passage:
+    async def enter(self, call: Call, /) -> Passage:
         """Wait for a slot and for quota."""
         limit = rate_limits.get(self.name, self._configuration)
         tokens = await self._count(call)
@@ -70,7 +71,7 @@ class RateLimiting(decorating.Guard):
             "max_wait": effective(self._max_wait),
         }
 
-    async def _count(self, call: decorating.Call) -> int:
+    async def _count(self, call: Call) -> int:
         if self._tokens is None:
             return await call_tokens.estimate(call)
         if not callable(self._tokens):

@@ -18,9 +18,9 @@ from typing import cast
 
 from aiolimiter import AsyncLimiter
 
-from resilience_kit import decorating
 from resilience_kit.errors import RateLimitTimeoutError
 from resilience_kit.events import Admitted, QuotaTightened, Waiting as WaitingEvent, WaitRefused, emit
+from resilience_kit.layers import Call
 from resilience_kit.quota_ledger import QuotaLedger, WindowLedger
 from resilience_kit.registry import Registry, Value, effective, mode
 from resilience_kit.server_advice import ServerAdvice
@@ -152,7 +152,7 @@ class RateLimit:
             self._serve()
         self._take_back()
 
-    async def acquire(self, call: decorating.Call, tokens: int, priority: float, max_wait: float | None) -> Ticket:
+    async def acquire(self, call: Call, tokens: int, priority: float, max_wait: float | None) -> Ticket:
         """Wait for a slot and for quota.
 
         Raises:

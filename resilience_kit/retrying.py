@@ -16,6 +16,7 @@ import tenacity
 from resilience_kit import decorating
 from resilience_kit.errors import ConfigurationError, ResilienceError
 from resilience_kit.events import RetriesExhausted, RetriesRecovered, Retrying, emit
+from resilience_kit.layers import Call, Repeater, name_of
 from resilience_kit.registry import Value, effective
 from resilience_kit.server_advice import (
     advice_from_error,
@@ -82,7 +83,7 @@ class _RetryBudget:
         return current
 
 
-class RetryLoop(decorating.Repeater):
+class RetryLoop(Repeater):
     """The layer that @retry_on_429 puts around a function."""
 
     kind: ClassVar[str] = "retry_on_429"
@@ -92,7 +93,7 @@ class RetryLoop(decorating.Repeater):
         self.configuration = configuration
         self.budget = None if configuration.retry_budget is None else _RetryBudget(configuration.retry_budget)
 
-    async def run(self, call: decorating.Call, attempt: Callable[[], Awaitable[T]], /) -> T:
+    async def run(self, call: Call, attempt: Callable[[], Awaitable[T]], /) -> T:
         """Run the call, and again while it fails with what is retried."""
         if self.budget is not None:
             self.budget.count_call()
@@ -336,6 +337,6 @@ def retry_on_429(
 
     def decorate(function: Callable[P, R], /) -> Callable[P, R]:
         check_callable("retry_on_429", function)
-        return decorating.repeated(function, RetryLoop(decorating.name_of(function), configuration))
+        return decorating.repeated(function, RetryLoop(name_of(function), configuration))
 
     return decorate

@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypedDict, TypeVar, Unpack, overload
 from resilience_kit import decorating
 from resilience_kit.circuit_breaking import circuit_protected
 from resilience_kit.errors import ConfigurationError
+from resilience_kit.layers import name_of
 from resilience_kit.rate_limiting import Tokens, rate_limited
 from resilience_kit.registry import Value
 from resilience_kit.retrying import retry_on_429
@@ -129,7 +130,7 @@ def explain(function: Callable[..., Any]) -> StackReport:
         raise ConfigurationError(f"explain() takes a decorated function or method, not {function!r}")
     layers = decorating.stacked_layers(function)
     return StackReport(
-        decorating.name_of(function),
+        name_of(function),
         tuple(LayerReport(layer.kind, layer.name, layer.describe()) for layer in layers),
         tuple(find_problems(layers, function)),
     )

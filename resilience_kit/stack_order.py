@@ -105,7 +105,7 @@ def _openai_clients(function: Any) -> Iterator[Any]:
     if openai is None:
         return
     owner = getattr(function, "__self__", None)
-    candidates = [owner, getattr(owner, "_client", None), *getattr(owner, "__dict__", {}).values()]
+    candidates = [owner, *getattr(owner, "__dict__", {}).values()]
     plain = inspect.unwrap(getattr(function, "__func__", function))
     try:
         seen = inspect.getclosurevars(plain)

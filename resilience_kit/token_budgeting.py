@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar, ge
 from resilience_kit import call_tokens, decorating, pricing, token_counting
 from resilience_kit.errors import ConfigurationError
 from resilience_kit.events import BudgetSettled, Truncated, emit
+from resilience_kit.layers import Call, Guard, Parameters, Passage, name_of
 from resilience_kit.registry import Value, mode
 from resilience_kit.token_budgets import (
     NO_RESERVATION,
@@ -31,7 +32,7 @@ _PERIODS = {"minute": 60.0, "hour": 3_600.0, "day": 86_400.0}
 _NO_USAGE = call_tokens.Usage(0, 0)
 
 
-class _Passage(decorating.Passage):
+class _Passage(Passage):
     __slots__ = ("_budget", "_layer", "_prompt_tokens", "_reservation", "_text", "_usage")
 
     def __init__(self, layer: "TokenBudgeting", budget: Budget, reservation: Reservation, prompt_tokens: int) -> None:
@@ -81,7 +82,7 @@ class _Passage(decorating.Passage):
         return call_tokens.Usage(self._prompt_tokens, completion)
 
 
-class TokenBudgeting(decorating.Guard):
+class TokenBudgeting(Guard):
     """The layer that @token_budget puts around a function."""
 
     kind: ClassVar[str] = "token_budget"
@@ -106,7 +107,7 @@ class TokenBudgeting(decorating.Guard):
         self._arguments = call_tokens.PROMPT_ARGUMENTS if argument == "messages" else (argument,)
         token_budgets.declare(agent, configuration)
 
-    async def enter(self, call: decorating.Call, /) -> decorating.Passage:
+    async def enter(self, call: Call, /) -> Passage:
         """Count the prompt, cut or refuse it, and hold what the call may use."""
         maximum = self._maximum().value
         budget = token_budgets.get(self.name, self._configuration)
@@ -130,12 +131,12 @@ class TokenBudgeting(decorating.Guard):
         Raises:
             ConfigurationError: A maximum or the argument's name was given, and the function takes no such argument.
         """
-        parameters = decorating.Parameters.of(getattr(function, "__func__", function))
+        parameters = Parameters.of(getattr(function, "__func__", function))
         is_named = self._arguments != call_tokens.PROMPT_ARGUMENTS
         if (is_named or self._max_tokens is not None) and not any(map(parameters.accepts, self._arguments)):
             given = f"argument={self._arguments[0]!r}" if is_named else f"max_tokens={self._max_tokens}"
             raise ConfigurationError(
-                f"@token_budget({given}): {decorating.name_of(function)} takes no "
+                f"@token_budget({given}): {name_of(function)} takes no "
                 f"{' or '.join(self._arguments)}: say argument= with the parameter that holds its prompt"
             )
 
@@ -160,7 +161,7 @@ class TokenBudgeting(decorating.Guard):
             self._settings_maximum = Value(*self._settings.agent_max_tokens(self.name))
         return self._settings_maximum
 
-    def _fit(self, call: decorating.Call, argument: str, value: Any, tokens: int, maximum: int) -> int:
+    def _fit(self, call: Call, argument: str, value: Any, tokens: int, maximum: int) -> int:
         advice = 'shorten it, raise max_tokens, or say on_exceed="truncate"'
         if self._on_exceed == "truncate":
             cut = _cut(value, maximum, self.model)

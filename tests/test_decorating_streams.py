@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import functools
 import gc
 
 import pytest
 import tenacity
 
 from resilience_kit import (
+    ConfigurationError,
     circuit_protected,
     get_all_resilience_stats,
     rate_limited,
@@ -243,6 +245,45 @@ async def test_an_error_in_an_async_generators_cleanup_reaches_who_closes_it(pro
         await stream.aclose()
 
 
+def test_what_only_wraps_a_generator_function_must_return_a_generator():
+    """What @contextmanager returns is none; beneath it, the layers last as long as its block."""
+    ask = rate_limited("above", **UNPACED)(contextlib.contextmanager(echo))
+
+    with pytest.raises(ConfigurationError, match="put the decorator beneath"):
+        next(ask())
+
+
+async def test_what_only_wraps_an_async_generator_function_must_return_an_async_generator():
+    ask = rate_limited("above", **UNPACED)(contextlib.asynccontextmanager(echo_later))
+
+    with pytest.raises(ConfigurationError, match="put the decorator beneath"):
+        await anext(ask())
+
+
+def test_a_context_manager_holds_its_slot_for_its_block(slots_taken):
+    @contextlib.contextmanager
+    @rate_limited("chat", **UNPACED)
+    def session():
+        yield "four"
+
+    with session() as word:
+        assert (word, slots_taken("chat")) == ("four", 1)
+    assert slots_taken("chat") == 0
+
+
+def test_a_plain_wrapper_around_a_generator_function_counts_as_one(slots_taken):
+    @rate_limited("chat", **UNPACED)
+    @functools.wraps(echo)
+    def logged():
+        return echo()
+
+    stream = logged()
+    next(stream)
+
+    assert slots_taken("chat") == 1
+    stream.close()
+
+
 # --- how long a stream holds its slot --------------------------------------------------------------------------------
 
 
@@ -363,9 +404,14 @@ async def test_an_async_generator_that_is_dropped_on_its_loop_gives_its_slot_bac
 
 
 def test_an_async_generator_that_is_dropped_after_its_loop_gives_its_slot_back(slots_taken):
-    loop = asyncio.new_event_loop()
+    """Nobody can run its frame any more, not even to close it."""
     stream = spell_later()
-    loop.run_until_complete(anext(stream))
+
+    async def read_one(stream):
+        await anext(stream)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(read_one(stream))
     loop.close()
     assert slots_taken("chat") == 1
 

@@ -10,6 +10,7 @@ from resilience_kit import events, stats
 from resilience_kit.monitoring import log_events
 
 if TYPE_CHECKING:
+    from resilience_kit.agents import agent
     from resilience_kit.circuit_breaking import circuit_protected, reset_circuit_breakers
     from resilience_kit.errors import (
         CircuitOpenError,
@@ -37,6 +38,7 @@ __all__ = [
     "StackOrderWarning",
     "StackReport",
     "TokenBudgetExceededError",
+    "agent",
     "circuit_protected",
     "configure",
     "count_tokens",
@@ -52,6 +54,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "agents": ("agent",),
     "circuit_breaking": ("circuit_protected", "reset_circuit_breakers"),
     "errors": (
         "CircuitOpenError",

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, ParamSpec, TypeVar, overload
 
 from resilience_kit import call_tokens, decorating
+from resilience_kit.agents import current_agent
 from resilience_kit.errors import ConfigurationError, ResilienceError
 from resilience_kit.layers import Call, Guard, Passage
 from resilience_kit.rate_limits import PERIOD, RateLimit, RateLimitConfiguration, Ticket, rate_limits
@@ -60,7 +61,9 @@ class RateLimiting(Guard):
         """Wait for a slot and for quota."""
         limit = rate_limits.get(self.name, self._configuration)
         tokens = await self._count(call)
-        return _Passage(limit, await limit.acquire(call, tokens, self._priority, self._max_wait))
+        agent = current_agent()
+        priority = self._priority if agent is None or agent.priority is None else agent.priority
+        return _Passage(limit, await limit.acquire(call, tokens, priority, self._max_wait))
 
     def describe(self) -> dict[str, Value]:
         """The effective parameters, and where each came from."""

@@ -72,6 +72,7 @@ class BudgetOptions(TypedDict, total=False):
     model: str
     on_exceed: OnExceed
     argument: str
+    shared: bool | None
 
 
 class ResilientOptions(RateLimitOptions, RetryOptions, CircuitOptions, BudgetOptions, total=False):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar, get_args, overload
 
 from resilience_kit import call_tokens, decorating, pricing, token_counting
+from resilience_kit.agents import current_agent
 from resilience_kit.errors import ConfigurationError
 from resilience_kit.events import BudgetSettled, Truncated, emit
 from resilience_kit.layers import Call, Guard, Parameters, Passage, name_of
@@ -33,10 +34,13 @@ _NO_USAGE = call_tokens.Usage(0, 0)
 
 
 class _Passage(Passage):
-    __slots__ = ("_budget", "_layer", "_prompt_tokens", "_reservation", "_text", "_usage")
+    __slots__ = ("_agent", "_budget", "_layer", "_prompt_tokens", "_reservation", "_text", "_usage")
 
-    def __init__(self, layer: "TokenBudgeting", budget: Budget, reservation: Reservation, prompt_tokens: int) -> None:
+    def __init__(
+        self, layer: "TokenBudgeting", agent: str, budget: Budget, reservation: Reservation, prompt_tokens: int
+    ) -> None:
         self._layer = layer
+        self._agent = agent
         self._budget = budget
         self._reservation = reservation
         self._prompt_tokens = prompt_tokens
@@ -65,7 +69,7 @@ class _Passage(Passage):
             self._budget.settle(self._reservation, used)
         emit(
             BudgetSettled(
-                name=self._budget.agent,
+                name=self._agent,
                 reserved=self._reservation.amount.tokens,
                 prompt_tokens=usage.prompt_tokens,
                 completion_tokens=usage.completion_tokens,
@@ -96,34 +100,36 @@ class TokenBudgeting(Guard):
         model: str,
         on_exceed: OnExceed,
         argument: str,
+        shared: bool,
     ) -> None:
         self.name = agent
+        self._is_shared = shared
         self.model = model
         self._configuration = configuration
         self._max_tokens = max_tokens
         self._on_exceed = on_exceed
         self._settings: ResilienceSettings | None = None
-        self._settings_maximum = Value(None, "default")
+        self._settings_maxima: dict[str, Value] = {}
         self._arguments = call_tokens.PROMPT_ARGUMENTS if argument == "messages" else (argument,)
         token_budgets.declare(agent, configuration)
 
     async def enter(self, call: Call, /) -> Passage:
         """Count the prompt, cut or refuse it, and hold what the call may use."""
-        maximum = self._maximum().value
+        agent = self._agent()
+        maximum = self._maximum(agent).value
         budget = token_budgets.get(self.name, self._configuration)
         is_counted = maximum is not None or budget.is_bounded
         prompt = call_tokens.prompt_argument(call, self._arguments) if is_counted else None
         tokens = 0
         if prompt is not None:
-            argument, value = prompt
-            tokens = await call_tokens.count(call, value, self.model)
+            tokens = await call_tokens.count(call, prompt[1], self.model)
             if maximum is not None and tokens > maximum:
-                tokens = self._fit(call, argument, value, tokens, maximum)
+                tokens = self._fit(call, prompt, tokens, maximum)
         if not budget.is_bounded:
-            return _Passage(self, budget, NO_RESERVATION, tokens)
+            return _Passage(self, agent, budget, NO_RESERVATION, tokens)
         amount = budget.amount(call_tokens.Usage(tokens, call_tokens.answer_tokens(call)), self.model)
         reservation = await budget.reserve(amount, call.waiting, may_wait=self._on_exceed == "wait")
-        return _Passage(self, budget, reservation, tokens)
+        return _Passage(self, agent, budget, reservation, tokens)
 
     def check_arguments(self, function: Callable[..., Any]) -> None:
         """Refuse to guard a function whose prompt cannot be seen.
@@ -143,39 +149,46 @@ class TokenBudgeting(Guard):
     def describe(self) -> dict[str, Value]:
         """The effective parameters, and where each came from."""
         return {
-            "max_tokens": self._maximum(),
+            "max_tokens": self._maximum(self._agent()),
             **token_budgets.describe(self.name, self._configuration),
             "model": Value(self.model, "default" if self.model == token_counting.DEFAULT_MODEL else "argument"),
             "on_exceed": Value(self._on_exceed, "default" if self._on_exceed == "raise" else "argument"),
+            "shared": Value(self._is_shared, "default" if self._is_shared == (self.name == "default") else "argument"),
             "argument": Value(" or ".join(self._arguments), "default" if len(self._arguments) > 1 else "argument"),
         }
 
-    def _maximum(self) -> Value:
+    def _agent(self) -> str:
+        """Whose call this is."""
+        current = current_agent() if self._is_shared else None
+        return self.name if current is None else current.name
+
+    def _maximum(self, agent: str) -> Value:
         if self._max_tokens is not None:
             return Value(self._max_tokens, "argument")
         if self._settings is None or self._settings is not mode.settings:
             # pydantic takes 0.15 s to import: paid by the first call, not by `import resilience_kit`
             from resilience_kit.settings import current_settings
 
-            self._settings = current_settings()
-            self._settings_maximum = Value(*self._settings.agent_max_tokens(self.name))
-        return self._settings_maximum
+            self._settings, self._settings_maxima = current_settings(), {}
+        maximum = self._settings_maxima.get(agent)
+        if maximum is None:
+            maximum = self._settings_maxima[agent] = Value(*self._settings.agent_max_tokens(agent))
+        return maximum
 
-    def _fit(self, call: Call, argument: str, value: Any, tokens: int, maximum: int) -> int:
+    def _fit(self, call: Call, prompt: tuple[str, Any], tokens: int, maximum: int) -> int:
+        agent, (argument, value) = self._agent(), prompt
         advice = 'shorten it, raise max_tokens, or say on_exceed="truncate"'
         if self._on_exceed == "truncate":
             cut = _cut(value, maximum, self.model)
             if cut is not None:
                 kept, tokens_after, removed = cut
                 call.replace(argument, kept)
-                emit(
-                    Truncated(name=self.name, tokens_before=tokens, tokens_after=tokens_after, removed_messages=removed)
-                )
+                emit(Truncated(name=agent, tokens_before=tokens, tokens_after=tokens_after, removed_messages=removed))
                 return tokens_after
             advice = "it cannot be cut that far: shorten it, or raise max_tokens"
         raise refusal(
             f"the prompt has {tokens} tokens, and max_tokens={maximum}: {advice}",
-            agent=self.name,
+            agent=agent,
             limit=maximum,
             requested=tokens,
             remaining=maximum,
@@ -216,6 +229,7 @@ def token_budget(
     model: str = token_counting.DEFAULT_MODEL,
     on_exceed: OnExceed = "raise",
     argument: str = "messages",
+    shared: bool | None = None,
 ) -> decorating.Decorator: ...
 def token_budget(
     agent: Any = "default",
@@ -227,6 +241,7 @@ def token_budget(
     model: str = token_counting.DEFAULT_MODEL,
     on_exceed: OnExceed = "raise",
     argument: str = "messages",
+    shared: bool | None = None,
 ) -> Any:
     """Keep an agent's prompts below a maximum, and its calls within a budget.
 
@@ -244,6 +259,8 @@ def token_budget(
         on_exceed: "raise"; "truncate" cuts a prompt above `max_tokens`, the oldest messages first, and raises where
             a budget is spent; "wait" waits for the next period where a budget is spent.
         argument: The parameter that holds the prompt. Default: `messages`, else `input` or `prompt`.
+        shared: Whether calls inside `with agent("..."):` count for that agent, and keep to its maximum; the budget
+            stays the one that is named here. Default: where no agent is named here.
 
     Raises:
         ConfigurationError: An argument cannot work, or the agent has another budget elsewhere.
@@ -277,6 +294,7 @@ def token_budget(
         model=model,
         on_exceed=on_exceed,
         argument=argument,
+        shared=agent == "default" if shared is None else shared,
     )
 
     def decorate(function: Callable[P, R], /) -> Callable[P, R]:

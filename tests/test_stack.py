@@ -439,6 +439,7 @@ def test_resilient_knows_every_parameter_of_a_decorator_and_its_type(decorator, 
         "model": "gpt-4",
         "on_exceed": "truncate",
         "argument": "text",
+        "shared": True,
     }.items(),
 )
 def test_resilient_hands_each_parameter_to_its_decorator(parameter, value):

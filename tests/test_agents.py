@@ -1,0 +1,123 @@
+"""`with agent(...)`: whose account a call goes to, under which maximum and with which priority."""
+
+import asyncio
+
+import pytest
+
+from resilience_kit import (
+    ConfigurationError,
+    TokenBudgetExceededError,
+    agent,
+    get_all_resilience_stats,
+    rate_limited,
+    token_budget,
+)
+from resilience_kit.agents import current_agent
+
+pytestmark = pytest.mark.looptime
+
+ANSWER = {"usage": {"prompt_tokens": 3, "completion_tokens": 4}}
+
+
+@token_budget
+async def ask(messages="?"):
+    await asyncio.sleep(0)
+    return ANSWER
+
+
+def calls():
+    return {name: counters["calls"] for name, counters in get_all_resilience_stats()["agents"].items()}
+
+
+async def test_calls_inside_are_accounted_to_the_agent():
+    with agent("MathAgent"):
+        await ask()
+    await ask()
+
+    assert calls() == {"MathAgent": 1, "default": 1}
+
+
+async def test_the_innermost_agent_counts_and_the_outer_one_is_back_after_it():
+    with agent("Coordinator"):
+        with agent("MathAgent"):
+            await ask()
+        await ask()
+
+    assert calls() == {"MathAgent": 1, "Coordinator": 1}
+
+
+async def test_concurrent_tasks_keep_to_their_own_agents():
+    async def work(name):
+        with agent(name):
+            for _ in range(3):
+                await ask()
+
+    await asyncio.gather(work("MathAgent"), work("ADXAgent"))
+
+    assert calls() == {"MathAgent": 3, "ADXAgent": 3}
+
+
+async def test_a_task_that_is_started_inside_belongs_to_the_agent():
+    with agent("MathAgent"):
+        task = asyncio.create_task(ask())
+    await task
+
+    assert calls() == {"MathAgent": 1}
+
+
+async def test_a_function_with_an_agent_of_its_own_keeps_it():
+    own = token_budget("MathAgent")(ask.__wrapped__)
+    with agent("Coordinator"):
+        await own()
+
+    assert calls() == {"MathAgent": 1}
+
+
+async def test_a_shared_function_takes_the_agent_of_the_block_and_keeps_its_budget():
+    shared = token_budget("service", budget_tokens=1_000, shared=True)(ask.__wrapped__)
+    with agent("MathAgent"):
+        await shared()
+
+    assert calls() == {"MathAgent": 1}
+    assert get_all_resilience_stats()["token_budgets"]["service"]["tokens_used"] == 7
+
+
+async def test_the_agents_own_maximum_holds(monkeypatch):
+    monkeypatch.setenv("WRITER_AGENT_MAX_TOKENS", "5")
+    with agent("WriterAgent"), pytest.raises(TokenBudgetExceededError, match="WriterAgent"):
+        await ask("one two three four five six seven")
+
+    assert await ask("one two three four five six seven") == ANSWER
+
+
+async def test_the_agents_priority_takes_the_place_of_the_decorators():
+    served = []
+
+    @rate_limited("chat", requests_per_minute=6, max_concurrent=10, min_interval=0, priority=1)
+    async def call(label):
+        served.append(label)
+
+    async def urgently():
+        with agent("Urgent", priority=0):
+            await call("urgent")
+
+    await asyncio.gather(call("first"), call("background"), urgently())
+
+    assert served == ["first", "urgent", "background"]
+
+
+async def test_an_agent_without_a_priority_leaves_the_decorators():
+    with agent("MathAgent") as entered:
+        assert entered.priority is None
+    assert current_agent() is None
+
+
+@pytest.mark.parametrize("name", ["", None, 5], ids=repr)
+def test_an_agent_has_a_name(name):
+    with pytest.raises(ConfigurationError, match="name"), agent(name):
+        pass
+
+
+def test_a_priority_is_a_number():
+    with pytest.raises(ConfigurationError, match="priority"), agent("MathAgent", priority="high"):
+        pass

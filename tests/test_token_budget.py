@@ -736,6 +736,7 @@ def test_explain_tells_where_each_parameter_came_from():
         "per": "None (default)",
         "model": "gpt-4o (default)",
         "on_exceed": "truncate (argument)",
+        "shared": "False (default)",
         "argument": "question (argument)",
     }
 

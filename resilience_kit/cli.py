@@ -1,6 +1,7 @@
 """The command `resilience-kit`."""
 
 import contextlib
+import pkgutil
 import sys
 import threading
 from typing import Annotated, NoReturn
@@ -103,6 +104,27 @@ def simulator(
         raise typer.BadParameter(f"cannot listen on {host}:{port}: {error}") from error
     stats = azure.stats
     typer.echo(f"{stats.requests} requests: {stats.admitted} admitted, {stats.refused} refused, {stats.faults} faults.")
+
+
+@app.command()
+def explain(
+    function: Annotated[str, typer.Argument(help="A decorated function, as package.module:function or :Class.method.")],
+) -> None:
+    """Tell the layers around a function, outermost first, and what is wrong with their order."""
+    from resilience_kit.stack import explain as explained
+
+    # As python -m does, so that a module of the current folder is found.
+    sys.path.insert(0, "")
+    try:
+        found = pkgutil.resolve_name(function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise typer.BadParameter(f"{function}: {error}. Write it as package.module:function.") from error
+    try:
+        report = explained(found)
+    except ConfigurationError as error:
+        raise typer.BadParameter(str(error)) from error
+    typer.echo(report)
+    raise typer.Exit(1 if report.warnings else 0)
 
 
 def _wait_for_interrupt() -> None:

@@ -160,12 +160,12 @@ class RateLimit:
         """
         if tokens > self._tokens_per_period:
             raise self._refusal(math.inf, max_wait, tokens)
-        arrived = now()
         ticket = Ticket(tokens)
-        # A step of priority is worth a period of waiting, so that no priority waits for ever.
-        place = (arrived + priority * self._period, next(self._order), ticket)
         ahead, known_wait, due = 0, 0.0, None
         with self._lock:
+            arrived = now()
+            # A step of priority is worth a period of waiting, so that no priority waits for ever.
+            place = (arrived + priority * self._period, next(self._order), ticket)
             if not self._queue and self._has_slot() and self._seconds_until_fits(tokens, arrived) <= 0:
                 self._admit(ticket, arrived)
             else:

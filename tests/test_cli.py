@@ -98,3 +98,47 @@ def test_the_command_line_names_its_extras_when_typer_is_missing(monkeypatch, ca
     with pytest.raises(SystemExit) as caught:
         importlib.import_module("resilience_kit.cli")
     assert (caught.value.code, "pip install 'resilience-kit[cli,testing]'" in capsys.readouterr().err) == (2, True)
+
+
+@pytest.fixture
+def shop(tmp_path, monkeypatch):
+    """A user's module in the folder where the command is run."""
+    (tmp_path / "shop.py").write_text(
+        "import warnings\n"
+        "from resilience_kit import rate_limited, resilient, retry_on_429\n"
+        "@resilient('shop', max_retries=7)\n"
+        "def ask(prompt): return prompt\n"
+        "with warnings.catch_warnings(action='ignore'):\n"
+        "    wrong = rate_limited(retry_on_429(ask.__wrapped__))\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    sys.modules.pop("shop", None)
+
+
+@pytest.mark.usefixtures("shop")
+def test_explain_tells_the_layers_of_a_function_in_the_current_folder(run):
+    result = run("explain", "shop:ask")
+
+    assert result.exit_code == 0
+    assert "max_retries = 7 (argument)" in result.output
+
+
+@pytest.mark.usefixtures("shop")
+def test_explain_fails_where_there_is_something_to_mend(run):
+    result = run("explain", "shop:wrong")
+
+    assert result.exit_code == 1
+    assert "limiter-outside-retry" in result.output
+
+
+@pytest.mark.usefixtures("shop")
+@pytest.mark.parametrize(
+    ("name", "answer"), [("shop:missing", "missing"), ("no_such:ask", "no_such"), ("shop:__name__", "explain()")]
+)
+def test_explain_says_what_it_could_not_find_or_explain(run, name, answer):
+    result = run("explain", name)
+
+    assert result.exit_code == 2
+    assert answer in result.output

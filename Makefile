@@ -17,7 +17,7 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pyright tests/typing
+	$(BIN)/pyright --pythonpath $(BIN)/python tests/typing
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks

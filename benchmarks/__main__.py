@@ -1,7 +1,8 @@
 """What the kit costs beside what users would write without it; `make bench` runs it, side by side in one run."""
 
-from benchmarks import imports, overhead
+from benchmarks import counting, imports, overhead
 
 if __name__ == "__main__":
     overhead.main()
+    counting.main()
     imports.main()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         TokenBudgetExceededError,
     )
     from resilience_kit.events import subscribe
+    from resilience_kit.pricing import Price, set_prices
     from resilience_kit.rate_limiting import rate_limited
     from resilience_kit.retrying import retry_on_429
     from resilience_kit.settings import ResilienceSettings, configure
@@ -28,16 +29,20 @@ if TYPE_CHECKING:
     from resilience_kit.stats import get_all_resilience_stats, reset_all
     from resilience_kit.token_budgeting import token_budget
     from resilience_kit.token_counting import count_tokens
+    from resilience_kit.token_management import RateLimitRisk, TokenManager, token_manager
 
 __all__ = [
     "CircuitOpenError",
     "ConfigurationError",
+    "Price",
+    "RateLimitRisk",
     "RateLimitTimeoutError",
     "ResilienceError",
     "ResilienceSettings",
     "StackOrderWarning",
     "StackReport",
     "TokenBudgetExceededError",
+    "TokenManager",
     "agent",
     "circuit_protected",
     "configure",
@@ -49,8 +54,10 @@ __all__ = [
     "reset_circuit_breakers",
     "resilient",
     "retry_on_429",
+    "set_prices",
     "subscribe",
     "token_budget",
+    "token_manager",
 ]
 
 _HOMES = {
@@ -65,6 +72,7 @@ _HOMES = {
         "TokenBudgetExceededError",
     ),
     "events": ("subscribe",),
+    "pricing": ("Price", "set_prices"),
     "rate_limiting": ("rate_limited",),
     "retrying": ("retry_on_429",),
     "settings": ("ResilienceSettings", "configure"),
@@ -72,6 +80,7 @@ _HOMES = {
     "stats": ("get_all_resilience_stats", "reset_all"),
     "token_budgeting": ("token_budget",),
     "token_counting": ("count_tokens",),
+    "token_management": ("RateLimitRisk", "TokenManager", "token_manager"),
 }
 
 

@@ -1,15 +1,22 @@
 """What a decorated call costs in tokens: estimated from its arguments before it, read from its result after it."""
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from resilience_kit import token_counting
 from resilience_kit.layers import Call
 from resilience_kit.validating import is_number
 
+T = TypeVar("T")
+
 PROMPT_ARGUMENTS = ("messages", "input", "prompt")
 ANSWER_ARGUMENTS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+# The events of a Responses stream whose `delta` is part of the answer.
+_TEXT_EVENTS = frozenset(
+    {"response.output_text.delta", "response.refusal.delta", "response.function_call_arguments.delta"}
+)
 _REQUEST_ARGUMENTS = frozenset(
     {
         *PROMPT_ARGUMENTS,
@@ -24,13 +31,22 @@ _REQUEST_ARGUMENTS = frozenset(
     }
 )
 
+# Characters that take about 1.5 ms to count: an event loop is not held up by more.
+_LONG = 50_000
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens that a call used."""
+    """Tokens that a call used; `cached_tokens` are those of the prompt that the service had in its cache."""
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """All of them together."""
+        return self.prompt_tokens + self.completion_tokens
 
 
 def prompt_argument(call: Call, names: tuple[str, ...] = PROMPT_ARGUMENTS) -> tuple[str, Any] | None:
@@ -52,12 +68,8 @@ def answer_tokens(call: Call) -> int:
 
 
 async def count(call: Call, prompt: Any, model: str) -> int:
-    """Count a prompt: text, messages, or what an embedding takes.
-
-    The vocabulary, which takes a while to load, never blocks an event loop.
-    """
-    await _load(call, model)
-    return token_counting.estimate_request_tokens({"input": prompt}, model=model)
+    """Count a prompt: text, messages, or what an embedding takes."""
+    return await _estimate(call, {"input": prompt}, model)
 
 
 async def estimate(call: Call) -> int:
@@ -69,14 +81,36 @@ async def estimate(call: Call) -> int:
     request = {name: value for name in names if (value := call.argument(name)) is not None}
     if not request:
         return 0
-    model = str(request.get("model") or token_counting.DEFAULT_MODEL)
-    await _load(call, model)
-    return token_counting.estimate_request_tokens(request, model=model)
+    return await _estimate(call, request, str(request.get("model") or token_counting.DEFAULT_MODEL))
 
 
-async def _load(call: Call, model: str) -> None:
-    if not token_counting.is_ready(model):
-        await call.waiting.offload(token_counting.load, model)
+async def off_loop(call: Call, prompt: Any, model: str, function: Callable[..., T], *arguments: Any) -> T:
+    """Run a function that counts a prompt; in a thread where it would hold up an event loop.
+
+    It would if the vocabulary is not loaded yet, or if the prompt is long.
+    """
+    if token_counting.is_ready(model) and _characters(prompt) <= _LONG:
+        return function(*arguments)
+    return await call.waiting.offload(function, *arguments)
+
+
+async def _estimate(call: Call, request: dict[str, Any], model: str) -> int:
+    def estimated() -> int:
+        return token_counting.estimate_request_tokens(request, model=model)
+
+    return await off_loop(call, request, model, estimated)
+
+
+def _characters(value: Any) -> int:
+    """How much text is in a prompt, or in the content of a message that is an object."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_characters, value.values()))
+    if isinstance(value, (list, tuple)):
+        return sum(map(_characters, value))
+    content = getattr(value, "content", None)
+    return len(content) if isinstance(content, str) else 0
 
 
 def usage_of(result: Any) -> Usage | None:
@@ -90,7 +124,45 @@ def usage_of(result: Any) -> Usage | None:
     prompt = _first_count(usage, "prompt_tokens", "input_tokens")
     if prompt is None:
         return None
-    return Usage(prompt, _first_count(usage, "completion_tokens", "output_tokens") or 0)
+    details = _field(usage, "prompt_tokens_details") or _field(usage, "input_tokens_details")
+    return Usage(
+        prompt,
+        _first_count(usage, "completion_tokens", "output_tokens") or 0,
+        _first_count(details, "cached_tokens") or 0,
+    )
+
+
+def model_of(result: Any) -> str | None:
+    """The model that answered, by the name that the response or the chunk gives it."""
+    model = _field(result, "model") or _field(_field(result, "response"), "model")
+    return model if isinstance(model, str) else None
+
+
+def text_of(item: Any) -> str:
+    """The text that an item of a stream adds to the answer: a str, or a chunk of chat completions or of responses."""
+    if isinstance(item, str):
+        return item
+    if _field(item, "type") in _TEXT_EVENTS:
+        texts = [_field(item, "delta")]
+    else:
+        texts = [text for choice in _list(item, "choices") for text in _texts_of_choice(choice)]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def _texts_of_choice(choice: Any) -> Iterator[Any]:
+    yield _field(choice, "text")  # of the older completions
+    delta = _field(choice, "delta")
+    yield _field(delta, "content")
+    yield _field(delta, "refusal")
+    for call in _list(delta, "tool_calls"):
+        function = _field(call, "function")
+        yield _field(function, "name")
+        yield _field(function, "arguments")
+
+
+def _list(owner: Any, name: str) -> Any:
+    value = _field(owner, name)
+    return value if isinstance(value, (list, tuple)) else ()
 
 
 def _field(owner: Any, name: str) -> Any:
@@ -98,4 +170,8 @@ def _field(owner: Any, name: str) -> Any:
 
 
 def _first_count(usage: Any, *names: str) -> int | None:
-    return next((value for name in names if isinstance(value := _field(usage, name), int)), None)
+    for name in names:
+        value = _field(usage, name)
+        if isinstance(value, int):
+            return value
+    return None

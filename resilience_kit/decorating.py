@@ -7,14 +7,15 @@ one they run to their end without ever suspending, since a thread's waiting bloc
 import functools
 import inspect
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
-from contextlib import ExitStack, aclosing
+from contextlib import aclosing
 from dataclasses import dataclass
-from types import CoroutineType
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 from resilience_kit.errors import ConfigurationError, ResilienceError
-from resilience_kit.layers import Call, Guard, Layer, Parameters, Passage, Repeater, name_of
+from resilience_kit.layers import Call, Guard, Layer, Parameters, Repeater, name_of
 from resilience_kit.registry import mode
+from resilience_kit.returned_streams import Stay, held
 from resilience_kit.stack_order import warn_of_problems
 from resilience_kit.waiting import TaskWaiting, ThreadWaiting
 
@@ -23,6 +24,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 _MISSING = object()
+_NOT_STARTED = object()
 _STACKED = "__resilience_stacked__"
 _TASK = TaskWaiting()
 _THREAD = ThreadWaiting()
@@ -36,32 +38,27 @@ class Decorator(Protocol):
         ...
 
 
-class _Stream:
-    """A generator that was run to its first item, and the passages that last as long as it does, innermost first.
+class _Stream(Stay):
+    """A generator that was run to its first item, or that a function returned and nobody has run yet."""
 
-    Where it is dropped and its reader's frame is never run again, the finalizer ends them.
-    """
-
-    __slots__ = ("generator", "item", "passages", "returned")
+    __slots__ = ("generator", "item", "returned")
 
     def __init__(self, generator: Any, item: Any, returned: Any = None) -> None:
+        super().__init__()
         self.generator = generator
         self.item = item
         self.returned = returned
-        self.passages: list[Passage] = []
 
-    def observe(self, item: Any) -> None:
-        for passage in self.passages:
-            passage.observe(item)
+    def hand_over(self) -> Any:
+        return _relay(self) if isinstance(self.generator, GeneratorType) else _relay_later(self._start)()
 
-    def leave(self, error: BaseException | None = None) -> None:
-        passages, self.passages = self.passages, []
-        with ExitStack() as stack:
-            for passage in reversed(passages):
-                stack.callback(passage.leave, None, error)
-
-    def __del__(self) -> None:
-        self.leave()
+    async def _start(self) -> "_Stream":
+        try:
+            self.item = await anext(self.generator, _MISSING)
+        except BaseException as error:
+            self.leave(error)
+            raise
+        return self
 
 
 class _StoppedError(Exception):
@@ -100,7 +97,7 @@ def _run_function(function: Callable[..., Any]) -> _Run:
                 f"{name_of(function)} is not async, but returned a coroutine, which would run outside of its "
                 "decorators: make it async def and await the call in it"
             )
-        return result
+        return _held(result)
 
     return run
 
@@ -109,7 +106,7 @@ def _run_coroutine_function(function: Callable[..., Any]) -> _Run:
     async def run(call: Call) -> Any:
         result = function(*call.args, **call.kwargs)
         # a fallback, or what a plain wrapper around a coroutine function returns, need not be awaitable
-        return await result if isinstance(result, CoroutineType) or inspect.isawaitable(result) else result
+        return _held(await result if isinstance(result, CoroutineType) or inspect.isawaitable(result) else result)
 
     return run
 
@@ -137,6 +134,15 @@ def _run_async_generator_function(function: Callable[..., Any]) -> _Run:
     return run
 
 
+def _held(result: Any) -> Any:
+    """What a function returned, or its stay where it is a stream."""
+    return _Stream(result, _NOT_STARTED) if isinstance(result, (GeneratorType, AsyncGeneratorType)) else held(result)
+
+
+def _handed_over(result: Any) -> Any:
+    return result.hand_over() if isinstance(result, Stay) else result
+
+
 def _no_generator(function: Callable[..., Any], returned: object) -> ConfigurationError:
     return ConfigurationError(
         f"{name_of(function)} stands for a generator, but returned {type(returned).__name__}: put the decorator "
@@ -147,25 +153,22 @@ def _no_generator(function: Callable[..., Any], returned: object) -> Configurati
 def _run_guard(guard: Guard, beneath: _Run, run_substitute: Callable[[Callable[..., Any]], _Run]) -> _Run:
     async def run(call: Call) -> Any:
         try:
-            return await pass_through(call)
+            passage = await guard.enter(call)
+            call.passages.append(passage)
+            try:
+                result = await beneath(call)
+            except BaseException as error:
+                passage.leave(None, error)
+                raise
+            finally:
+                call.passages.pop()
         except ResilienceError as refusal:
             substitute = guard.substitute(refusal)
             if substitute is None:
                 raise
             return await run_substitute(substitute)(call)
-
-    async def pass_through(call: Call) -> Any:
-        passage = await guard.enter(call)
-        call.passages.append(passage)
-        try:
-            result = await beneath(call)
-        except BaseException as error:
-            passage.leave(None, error)
-            raise
-        finally:
-            call.passages.remove(passage)
-        if isinstance(result, _Stream):
-            result.passages.append(passage)
+        if isinstance(result, Stay):
+            result.add(passage)
         else:
             passage.leave(result, None)
         return result
@@ -185,7 +188,7 @@ def _wrap_function(function: Callable[..., Any], run: _Run, parameters: Paramete
         if mode.disabled:
             return function(*args, **kwargs)
         try:
-            return run_blocking(run(Call(args, kwargs, parameters, _THREAD)))
+            return _handed_over(run_blocking(run(Call(args, kwargs, parameters, _THREAD))))
         except _StoppedError as stopped:
             raise stopped.stop from stopped.stop.__cause__
 
@@ -196,7 +199,7 @@ def _wrap_coroutine_function(function: Callable[..., Any], run: _Run, parameters
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
         if mode.disabled:
             return await function(*args, **kwargs)
-        return await run(Call(args, kwargs, parameters, _TASK))
+        return _handed_over(await run(Call(args, kwargs, parameters, _TASK)))
 
     return wrapper
 
@@ -205,43 +208,57 @@ def _wrap_generator_function(function: Callable[..., Any], run: _Run, parameters
     def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         if mode.disabled:
             return (yield from function(*args, **kwargs))
-        stream: _Stream = run_blocking(run(Call(args, kwargs, parameters, _THREAD)))
-        generator, item = stream.generator, stream.item
-        resume: Callable[[], Any]
-        try:
-            while item is not _MISSING:
-                stream.observe(item)
-                try:
-                    sent = yield item
-                except GeneratorExit:
-                    generator.close()
-                    raise
-                except BaseException as error:  # noqa: BLE001 - thrown in by the reader, and handed on as it is
-                    resume = functools.partial(generator.throw, error)
-                else:
-                    resume = functools.partial(generator.send, sent)
-                item = resume()
-        except StopIteration as stop:
-            stream.leave()
-            return stop.value
-        except GeneratorExit:
-            stream.leave()
-            raise
-        except BaseException as error:
-            stream.leave(error)
-            raise
-        stream.leave()
-        return stream.returned
+        return (yield from _relay(run_blocking(run(Call(args, kwargs, parameters, _THREAD)))))
 
     return wrapper
+
+
+def _relay(stream: _Stream) -> Generator[Any, Any, Any]:
+    generator, item = stream.generator, stream.item
+    resume: Callable[[], Any]
+    try:
+        if item is _NOT_STARTED:
+            item = next(generator)
+        while item is not _MISSING:
+            stream.observe(item)
+            try:
+                sent = yield item
+            except GeneratorExit:
+                generator.close()
+                raise
+            except BaseException as error:  # noqa: BLE001 - thrown in by the reader, and handed on as it is
+                resume = functools.partial(generator.throw, error)
+            else:
+                resume = functools.partial(generator.send, sent)
+            item = resume()
+    except StopIteration as stop:
+        stream.leave()
+        return stop.value
+    except GeneratorExit:
+        stream.leave()
+        raise
+    except BaseException as error:
+        stream.leave(error)
+        raise
+    stream.leave()
+    return stream.returned
 
 
 def _wrap_async_generator_function(
     function: Callable[..., Any], run: _Run, parameters: Parameters
 ) -> Callable[..., Any]:
-    async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+    async def start(*args: Any, **kwargs: Any) -> Any:
         call = Call(args, kwargs, parameters, _TASK)
-        stream: _Stream = await (_run_async_generator_function(function)(call) if mode.disabled else run(call))
+        return await (_run_async_generator_function(function)(call) if mode.disabled else run(call))
+
+    return _relay_later(start)
+
+
+def _relay_later(start: Callable[..., Coroutine[Any, Any, _Stream]]) -> Callable[..., AsyncGenerator[Any, Any]]:
+    """An async generator function that hands on what the generator of a stream yields; it has no `yield from`."""
+
+    async def relay(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+        stream = await start(*args, **kwargs)
         generator, item = stream.generator, stream.item
         try:
             async with aclosing(generator):
@@ -266,7 +283,7 @@ def _wrap_async_generator_function(
         else:
             stream.leave()
 
-    return wrapper
+    return relay
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,12 +109,12 @@ class CircuitRefused(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetSettled(Event):
-    """An agent's call ended: what was reserved for it, and what it used (tokens, US dollars)."""
+    """An agent's call ended: what was reserved for it, and what it used; `usd` is None where its price is unknown."""
 
     reserved: int
     prompt_tokens: int
     completion_tokens: int
-    usd: float
+    usd: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

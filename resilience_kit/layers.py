@@ -98,6 +98,10 @@ class Passage(Protocol):
         """Asked again after a layer below has made the call wait; may raise to stop it."""
         return
 
+    def opened(self, response: Any, /) -> None:
+        """See a response that is to be read later, while its headers are new."""
+        return
+
     def observe(self, item: Any, /) -> None:
         """See an item of a stream go by."""
         return

@@ -29,9 +29,12 @@ class _Passage(Passage):
         # An error of the kit's own comes from a layer below that refused: nothing was sent.
         self._limit.release(self._ticket, sent=not isinstance(error, ResilienceError))
         if error is None:
-            advice = advice_from_result(result)
-        else:
-            advice = advice_from_error(error) if is_rate_limit(error) else None
+            self.opened(result)
+        elif is_rate_limit(error):
+            self._limit.believe(advice_from_error(error))
+
+    def opened(self, response: Any, /) -> None:
+        advice = advice_from_result(response)
         if advice is not None:
             self._limit.believe(advice)
 

@@ -152,6 +152,16 @@ class RateLimit:
             self._serve()
         self._take_back()
 
+    def seconds_until_served(self, tokens: int) -> float:
+        """Seconds until a call of so many tokens would start, after those that wait now; infinite if it never fits.
+
+        Its priority is 0. It takes longer where a slot has to become free: nobody knows when calls end.
+        """
+        with self._lock:
+            seconds = self._look_ahead((now(), next(self._order), Ticket(tokens)))
+        self._take_back()
+        return seconds
+
     async def acquire(self, call: Call, tokens: int, priority: float, max_wait: float | None) -> Ticket:
         """Wait for a slot and for quota.
 
@@ -286,19 +296,19 @@ class RateLimit:
                 self._lock.release()
 
     def _look_ahead(self, place: _Place) -> float:
-        """Seconds until a place in the queue is served, if slots were free at once: so not less than these."""
+        """Seconds until a place is served, in the queue yet or not, if slots were free: it takes no less."""
         ledger = self._ledger.copy()
         started = now()
         current = started + (self._spacing.seconds_until_room() if self._spacing is not None else 0.0)
         for other in sorted(self._queue):
+            if other >= place:
+                break
             if other[2].withdrawn:
                 continue
             current += ledger.seconds_until_fits(other[2].tokens, current)
-            if other is place:
-                break
             ledger.commit(other[2].tokens, current)
             current += self._min_interval
-        return current - started
+        return current + ledger.seconds_until_fits(place[2].tokens, current) - started
 
     def _refusal(self, wait: float | None, max_wait: float | None, tokens: int) -> RateLimitTimeoutError:
         seconds = None if wait == math.inf else wait

@@ -90,8 +90,7 @@ class ResilienceSettings(BaseSettings):
         Raises:
             ConfigurationError: The agent's variable is not a number above 0.
         """
-        words = re.sub(r"[\W_]+", "_", _WORD_START.sub("_", agent)).strip("_")
-        variable = f"{words.upper()}_MAX_TOKENS"
+        variable = agent_variable(agent)
         if variable.lower() in type(self).model_fields:
             return getattr(self, variable.lower()), self.source(variable.lower())
         text = self._variables.get(variable)
@@ -101,6 +100,12 @@ class ResilienceSettings(BaseSettings):
             return _TOKENS.validate_python(text), "environment"
         except ValidationError as error:
             raise ConfigurationError(_explained(error.errors()[0], variable)) from error
+
+
+def agent_variable(agent: str) -> str:
+    """The name of the variable that holds an agent's maximum."""
+    words = re.sub(r"[\W_]+", "_", _WORD_START.sub("_", agent)).strip("_")
+    return f"{words.upper()}_MAX_TOKENS"
 
 
 def _explained(detail: Any, variable: str) -> str:

@@ -1,12 +1,14 @@
 """What happened so far, counted from events, beside where each limit, circuit and budget stands: in plain JSON."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from resilience_kit import events
+from resilience_kit.agents import current_agent
 from resilience_kit.registry import all_registries
 
 Counters = dict[str, float]
@@ -30,10 +32,35 @@ _SECTIONS: dict[str, Counters] = {
         "completion_tokens": 0,
         "tokens_reserved": 0,
         "usd": 0.0,
+        "calls_of_unknown_price": 0,
         "truncations": 0,
         "tokens_truncated": 0,
     },
 }
+
+# An agent's account has more than its section shows: the token manager explains it.
+_ACCOUNT: Counters = {
+    **_SECTIONS["agents"],
+    "calls_measured": 0,
+    "largest_call": 0,
+    "reserved_tokens_used": 0,
+    "risk_checks": 0,
+    "tokens_estimated": 0,
+}
+# Agents and contexts may be named by the users of a program: those that come after so many are counted as "other".
+_MOST_NAMES = 1_000
+_MOST_ACCOUNTS = 10_000
+_MINUTE = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The counters that the token manager explains: of all calls, by agent and by context."""
+
+    total: Counters
+    by_agent: dict[str, Counters]
+    by_context: dict[str, Counters]
+    busiest_minute: int
 
 
 def _admitted(counters: Counters, event: events.Admitted) -> None:
@@ -55,11 +82,24 @@ def _budget_waiting(counters: Counters, event: events.BudgetWaiting) -> None:
 
 
 def _settled(counters: Counters, event: events.BudgetSettled) -> None:
+    used = event.prompt_tokens + event.completion_tokens
     counters["calls"] += 1
     counters["prompt_tokens"] += event.prompt_tokens
     counters["completion_tokens"] += event.completion_tokens
     counters["tokens_reserved"] += event.reserved
-    counters["usd"] += event.usd
+    if event.usd is None:
+        counters["calls_of_unknown_price"] += 1
+    else:
+        counters["usd"] += event.usd
+    counters["calls_measured"] += used > 0
+    counters["largest_call"] = max(counters["largest_call"], used)
+    if event.reserved:
+        counters["reserved_tokens_used"] += used
+    if used:
+        # asyncio takes 0.05 s to import: paid by the first call, not by `import resilience_kit`
+        from resilience_kit.waiting import now
+
+        _counts.minute.add(used, int(now()))
 
 
 def _truncated(counters: Counters, event: events.Truncated) -> None:
@@ -90,22 +130,55 @@ _COUNTED: dict[type[events.Event], tuple[str, Callable[[Counters, Any], None]]] 
     events.Truncated: ("agents", _truncated),
 }
 
+
+class _Minute:
+    """The tokens of the last minute, in whole seconds, and the most that a minute has seen."""
+
+    __slots__ = ("busiest", "seconds", "tokens")
+
+    def __init__(self) -> None:
+        self.seconds: deque[list[int]] = deque()
+        self.tokens = 0
+        self.busiest = 0
+
+    def add(self, tokens: int, second: int) -> None:
+        if not self.seconds or self.seconds[-1][0] != second:
+            self.seconds.append([second, 0])
+            while self.seconds[0][0] <= second - _MINUTE:
+                self.tokens -= self.seconds.popleft()[1]
+        self.seconds[-1][1] += tokens
+        self.tokens += tokens
+        self.busiest = max(self.busiest, self.tokens)
+
+
+@dataclass(slots=True)
+class _Counts:
+    """All that is counted: by section and name, and of agents by agent and context."""
+
+    sections: dict[str, dict[str, Counters]] = field(default_factory=lambda: {section: {} for section in _SECTIONS})
+    accounts: dict[tuple[str, str], Counters] = field(default_factory=dict)
+    minute: _Minute = field(default_factory=_Minute)
+
+    def take(self, other: "_Counts") -> None:
+        self.sections, self.accounts, self.minute = other.sections, other.accounts, other.minute
+
+
 # Reentrant: the garbage collector may drop a stream, and so end a call, while its thread counts another.
 _lock = threading.RLock()
-_counters: dict[str, dict[str, Counters]] = {section: {} for section in _SECTIONS}
+_counts = _Counts()
 
 
 @contextmanager
 def isolated() -> Iterator[None]:
     """Count from zero, and go on with the counters of before at the end."""
     with _lock:
-        before = dict(_counters)
-        _counters.update({section: {} for section in _SECTIONS})
+        before = replace(_counts)
+        _counts.take(_Counts())
     try:
         yield
     finally:
         with _lock:
-            _counters.update(before)
+            _counts.take(before)
 
 
 def count(event: events.Event) -> None:
@@ -115,11 +188,62 @@ def count(event: events.Event) -> None:
         return
     section, add = counted
     with _lock:
-        by_name = _counters[section]
-        counters = by_name.get(event.name)
-        if counters is None:
-            counters = by_name[event.name] = dict(_SECTIONS[section])
-        add(counters, event)
+        if section == "agents":
+            # Listeners run in the task or thread of the call, so its context is the current one.
+            agent = current_agent()
+            add(_account(event.name, "default" if agent is None or agent.context is None else agent.context), event)
+        else:
+            by_name = _counts.sections[section]
+            counters = by_name.get(event.name)
+            if counters is None:
+                counters = by_name[event.name] = dict(_SECTIONS[section])
+            add(counters, event)
+
+
+def count_estimate(context: str, tokens: int) -> None:
+    """Count a call that somebody asked about before making it."""
+    with _lock:
+        account = _account("", context)
+        account["risk_checks"] += 1
+        account["tokens_estimated"] += tokens
+
+
+def usage() -> Usage:
+    """What was used so far."""
+    with _lock:
+        by_agent, by_context = defaultdict[str, list[Counters]](list), defaultdict[str, list[Counters]](list)
+        for (agent, context), account in _counts.accounts.items():
+            by_context[context].append(account)
+            if agent:
+                by_agent[agent].append(account)
+        return Usage(
+            _sum(_counts.accounts.values()),
+            {name: _sum(accounts) for name, accounts in by_agent.items()},
+            {name: _sum(accounts) for name, accounts in by_context.items()},
+            _counts.minute.busiest,
+        )
+
+
+def _account(agent: str, context: str) -> Counters:
+    account = _counts.accounts.get((agent, context))
+    if account is None:
+        agents, contexts = ({key[part] for key in _counts.accounts} for part in (0, 1))
+        key = (
+            agent if agent in agents or len(agents) < _MOST_NAMES else "other",
+            context if context in contexts or len(contexts) < _MOST_NAMES else "other",
+        )
+        if len(_counts.accounts) >= _MOST_ACCOUNTS:
+            key = ("other", "other")
+        account = _counts.accounts.setdefault(key, dict(_ACCOUNT))
+    return account
+
+
+def _sum(accounts: Iterable[Counters]) -> Counters:
+    total = dict(_ACCOUNT)
+    for account in accounts:
+        largest = max(total["largest_call"], account["largest_call"])
+        total = {name: total[name] + account[name] for name in total} | {"largest_call": largest}
+    return total
 
 
 def get_all_resilience_stats() -> dict[str, Any]:
@@ -137,8 +261,10 @@ def get_all_resilience_stats() -> dict[str, Any]:
     with _lock:
         sections: dict[str, dict[str, dict[str, Any]]] = {
             section: {name: dict(counters) for name, counters in by_name.items()}
-            for section, by_name in _counters.items()
+            for section, by_name in _counts.sections.items()
         }
+        shown = _SECTIONS["agents"]
+        sections["agents"] = {name: {key: it[key] for key in shown} for name, it in usage().by_agent.items()}
     for registry in all_registries:
         for name, item in registry.items().items():
             section = sections[registry.section]
@@ -160,5 +286,4 @@ def reset_all() -> None:
     for registry in all_registries:
         registry.reset()
     with _lock:
-        for by_name in _counters.values():
-            by_name.clear()
+        _counts.take(_Counts())

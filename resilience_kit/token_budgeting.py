@@ -1,9 +1,11 @@
 """@token_budget: an agent's prompts stay below its maximum, and its calls within its budget."""
 
+import functools
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar, get_args, overload
 
-from resilience_kit import call_tokens, decorating, pricing, token_counting
+from resilience_kit import call_tokens, decorating, pricing, token_counting, truncating
 from resilience_kit.agents import current_agent
 from resilience_kit.errors import ConfigurationError
 from resilience_kit.events import BudgetSettled, Truncated, emit
@@ -32,9 +34,11 @@ Per = Literal["minute", "hour", "day"] | float | None
 _PERIODS = {"minute": 60.0, "hour": 3_600.0, "day": 86_400.0}
 _NO_USAGE = call_tokens.Usage(0, 0)
 
+_log = logging.getLogger(__name__)
+
 
 class _Passage(Passage):
-    __slots__ = ("_agent", "_budget", "_layer", "_prompt_tokens", "_reservation", "_text", "_usage")
+    __slots__ = ("_agent", "_budget", "_layer", "_models", "_prompt_tokens", "_reservation", "_text", "_usage")
 
     def __init__(
         self, layer: "TokenBudgeting", agent: str, budget: Budget, reservation: Reservation, prompt_tokens: int
@@ -45,26 +49,31 @@ class _Passage(Passage):
         self._reservation = reservation
         self._prompt_tokens = prompt_tokens
         self._usage: call_tokens.Usage | None = None
+        self._models: tuple[str, ...] = (layer.model,)
         self._text: list[str] = []
 
     def observe(self, item: Any, /) -> None:
-        if not isinstance(item, str):
-            self._usage = call_tokens.usage_of(item) or self._usage
+        usage = None if isinstance(item, str) else call_tokens.usage_of(item)
+        if usage is not None:
+            self._usage = usage
+            # Azure answers with the model's name where a request says the deployment's.
+            answered = call_tokens.model_of(item)
+            self._models = (self._layer.model,) if answered is None else (answered, self._layer.model)
         elif self._budget.is_bounded:
-            self._text.append(item)
+            self._text.append(call_tokens.text_of(item))
 
     def leave(self, result: Any, error: BaseException | None, /) -> None:
         if error is not None:
             self._budget.settle(self._reservation, NOTHING)
             return
-        usage, used = _NO_USAGE, NOTHING
+        usage, used, usd = _NO_USAGE, NOTHING, None
         try:
             self.observe(result)
-            if self._budget.is_bounded:
-                usage = self._usage or self._counted()
-                used = self._budget.amount(usage, self._layer.model)
-            else:
-                usage = self._usage or _NO_USAGE
+            known = self._usage or (self._counted() if self._budget.is_bounded else None)
+            if known is not None:
+                usage, usd = known, self._cost(known)
+                # the price was known before the call: what was reserved is the best guess if it is not any more
+                used = self._budget.amount(known, self._reservation.amount.usd if usd is None else usd)
         finally:
             self._budget.settle(self._reservation, used)
         emit(
@@ -73,17 +82,31 @@ class _Passage(Passage):
                 reserved=self._reservation.amount.tokens,
                 prompt_tokens=usage.prompt_tokens,
                 completion_tokens=usage.completion_tokens,
-                usd=used.usd,
+                usd=usd,
             )
         )
 
     def _counted(self) -> call_tokens.Usage:
         """The usage where the result does not say: its text if it is text, else what was reserved for it."""
-        if self._text:
-            completion = token_counting.count_tokens("".join(self._text), model=self._layer.model)
+        if text := "".join(self._text):
+            completion = token_counting.count_tokens(text, model=self._layer.model)
         else:
             completion = self._reservation.amount.tokens - self._prompt_tokens
         return call_tokens.Usage(self._prompt_tokens, completion)
+
+    def _cost(self, usage: call_tokens.Usage) -> float | None:
+        usd = pricing.cost_usd(usage, *self._models)
+        if usd is None and pricing.are_at_hand():
+            _say_unknown(self._models[0])
+        return usd
+
+
+@functools.lru_cache(maxsize=256)
+def _say_unknown(model: str) -> None:
+    """Said once of a model: what it costs would otherwise be missed in silence."""
+    _log.warning(
+        "no price is known for the model %r: what its calls cost is not counted; pricing.set_prices() takes it", model
+    )
 
 
 class TokenBudgeting(Guard):
@@ -124,10 +147,17 @@ class TokenBudgeting(Guard):
         if prompt is not None:
             tokens = await call_tokens.count(call, prompt[1], self.model)
             if maximum is not None and tokens > maximum:
-                tokens = self._fit(call, prompt, tokens, maximum)
+                tokens = await self._fit(call, prompt, tokens, maximum)
+        # What is needed after the call is loaded before it: nothing waits in leave().
+        if not pricing.is_ready(self.model):
+            await call.waiting.offload(pricing.load, self.model)
+        if budget.is_bounded and not token_counting.is_ready(self.model):
+            await call.waiting.offload(token_counting.load, self.model)
         if not budget.is_bounded:
             return _Passage(self, agent, budget, NO_RESERVATION, tokens)
-        amount = budget.amount(call_tokens.Usage(tokens, call_tokens.answer_tokens(call)), self.model)
+        budget.check_model(self.model)
+        asked = call_tokens.Usage(tokens, call_tokens.answer_tokens(call))
+        amount = budget.amount(asked, pricing.cost_usd(asked, self.model))
         reservation = await budget.reserve(amount, call.waiting, may_wait=self._on_exceed == "wait")
         return _Passage(self, agent, budget, reservation, tokens)
 
@@ -175,11 +205,11 @@ class TokenBudgeting(Guard):
             maximum = self._settings_maxima[agent] = Value(*self._settings.agent_max_tokens(agent))
         return maximum
 
-    def _fit(self, call: Call, prompt: tuple[str, Any], tokens: int, maximum: int) -> int:
+    async def _fit(self, call: Call, prompt: tuple[str, Any], tokens: int, maximum: int) -> int:
         agent, (argument, value) = self._agent(), prompt
         advice = 'shorten it, raise max_tokens, or say on_exceed="truncate"'
         if self._on_exceed == "truncate":
-            cut = _cut(value, maximum, self.model)
+            cut = await call_tokens.off_loop(call, value, self.model, _cut, value, maximum, self.model)
             if cut is not None:
                 kept, tokens_after, removed = cut
                 call.replace(argument, kept)
@@ -198,10 +228,10 @@ class TokenBudgeting(Guard):
 def _cut(prompt: Any, maximum: int, model: str) -> tuple[Any, int, int] | None:
     """Cut a prompt. Returns it, its tokens, and how many messages it lost; None if it cannot be cut that far."""
     if isinstance(prompt, str):
-        text = token_counting.truncate_text(prompt, max_tokens=maximum, model=model)
+        text = truncating.truncate_text(prompt, max_tokens=maximum, model=model)
         return text, token_counting.count_tokens(text, model=model), 0
     try:
-        truncation = token_counting.truncate_messages(prompt, max_tokens=maximum, model=model)
+        truncation = truncating.truncate_messages(prompt, max_tokens=maximum, model=model)
     except TypeError:
         # not messages, but what an embedding takes: texts or the ids of tokens
         return None
@@ -253,9 +283,10 @@ def token_budget(
         max_tokens: The longest prompt in tokens. Default: the agent's own variable, as MATH_AGENT_MAX_TOKENS for
             "MathAgent" or "math_agent", else no bound.
         budget_tokens: Most tokens, of prompts and answers, in a period. Default: no bound.
-        budget_usd: Most US dollars in a period (extra `cost`). Default: no bound.
+        budget_usd: Most US dollars in a period (extra `cost`, or prices of your own). Default: no bound.
         per: The period: "minute", "hour", "day", a number of seconds, or None for the life of the process.
-        model: The model whose vocabulary and prices count.
+        model: The model whose vocabulary counts, and whose price where the answer does not name a model of its own, or
+            none whose price is known. Prices are those of `pricing.set_prices`, else of genai-prices.
         on_exceed: "raise"; "truncate" cuts a prompt above `max_tokens`, the oldest messages first, and raises where
             a budget is spent; "wait" waits for the next period where a budget is spent.
         argument: The parameter that holds the prompt. Default: `messages`, else `input` or `prompt`.

@@ -78,12 +78,18 @@ class Budget:
         self._used = NOTHING
         self._reserved = NOTHING
 
-    def amount(self, usage: call_tokens.Usage, model: str) -> Amount:
-        """What a usage takes from the budget."""
-        usd = 0.0
+    def amount(self, usage: call_tokens.Usage, usd: float | None) -> Amount:
+        """What a usage takes from the budget; one in tokens alone holds no dollars."""
+        return Amount(usage.tokens, usd if self._limit_usd is not None and usd is not None else 0.0)
+
+    def check_model(self, model: str) -> None:
+        """Make sure that the budget can be kept for a model.
+
+        Raises:
+            ConfigurationError: It is one in US dollars, and the model's price is not known.
+        """
         if self._limit_usd is not None:
-            usd = pricing.cost_usd(model, prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
-        return Amount(usage.prompt_tokens + usage.completion_tokens, usd)
+            pricing.check_model(model)
 
     def statistics(self) -> BudgetStatistics:
         """Where the budget stands now."""

@@ -70,7 +70,7 @@ def load(model: str = DEFAULT_MODEL) -> None:
     """
     if model in _encodings:
         return
-    name = _encoding_name(model)
+    name = encoding_name(model)
     with _loading:
         if name not in _encodings:
             _encodings[name] = _load_encoding(name)
@@ -85,7 +85,8 @@ def encoding_for(model: str) -> "tiktoken.Encoding | None":
 
 
 @functools.lru_cache(maxsize=256)
-def _encoding_name(model: str) -> str:
+def encoding_name(model: str) -> str:
+    """Return the name of the encoding of a model or a deployment."""
     import tiktoken
 
     name = model.lower()

@@ -287,14 +287,14 @@ def test_a_plain_wrapper_around_a_generator_function_counts_as_one(slots_taken):
 # --- how long a stream holds its slot --------------------------------------------------------------------------------
 
 
-@rate_limited("chat", **UNPACED)
+@rate_limited("letters", **UNPACED)
 def spell(text="four", error=None):
     yield from text
     if error is not None:
         raise error
 
 
-@rate_limited("chat", **UNPACED)
+@rate_limited("letters", **UNPACED)
 async def spell_later(text="four", error=None):
     for letter in text:
         yield letter
@@ -305,8 +305,8 @@ async def spell_later(text="four", error=None):
 def test_a_generator_holds_its_slot_until_it_is_read_to_its_end(slots_taken):
     stream = spell()
 
-    assert [slots_taken("chat") for _ in stream] == [1, 1, 1, 1]
-    assert slots_taken("chat") == 0
+    assert [slots_taken("letters") for _ in stream] == [1, 1, 1, 1]
+    assert slots_taken("letters") == 0
 
 
 def test_a_generator_that_is_not_started_holds_nothing(heard):
@@ -318,44 +318,44 @@ def test_a_generator_that_is_not_started_holds_nothing(heard):
 
 def test_an_empty_generator_gives_its_slot_back(slots_taken):
     assert list(spell("")) == []
-    assert slots_taken("chat") == 0
+    assert slots_taken("letters") == 0
 
 
 def test_a_closed_generator_gives_its_slot_back(slots_taken):
     stream = spell()
     next(stream)
-    assert slots_taken("chat") == 1
+    assert slots_taken("letters") == 1
 
     stream.close()
 
-    assert slots_taken("chat") == 0
+    assert slots_taken("letters") == 0
 
 
 def test_a_broken_generator_gives_its_slot_back(slots_taken):
     stream = spell("f", LookupError())
     assert next(stream) == "f"
-    assert slots_taken("chat") == 1
+    assert slots_taken("letters") == 1
 
     with pytest.raises(LookupError):
         next(stream)
 
-    assert slots_taken("chat") == 0
+    assert slots_taken("letters") == 0
 
 
 def test_a_dropped_generator_gives_its_slot_back(slots_taken):
     stream = spell()
     next(stream)
-    assert slots_taken("chat") == 1
+    assert slots_taken("letters") == 1
 
     del stream
     gc.collect()
 
-    assert slots_taken("chat") == 0
+    assert slots_taken("letters") == 0
 
 
 async def test_an_async_generator_holds_its_slot_until_it_is_read_to_its_end(slots_taken):
-    assert [slots_taken("chat") async for _ in spell_later()] == [1, 1, 1, 1]
-    assert slots_taken("chat") == 0
+    assert [slots_taken("letters") async for _ in spell_later()] == [1, 1, 1, 1]
+    assert slots_taken("letters") == 0
 
 
 async def test_an_async_generator_that_is_not_started_holds_nothing(heard):
@@ -367,40 +367,40 @@ async def test_an_async_generator_that_is_not_started_holds_nothing(heard):
 
 async def test_an_empty_async_generator_gives_its_slot_back(slots_taken):
     assert [letter async for letter in spell_later("")] == []
-    assert slots_taken("chat") == 0
+    assert slots_taken("letters") == 0
 
 
 async def test_a_closed_async_generator_gives_its_slot_back(slots_taken):
     stream = spell_later()
     await anext(stream)
-    assert slots_taken("chat") == 1
+    assert slots_taken("letters") == 1
 
     await stream.aclose()
 
-    assert slots_taken("chat") == 0
+    assert slots_taken("letters") == 0
 
 
 async def test_a_broken_async_generator_gives_its_slot_back(slots_taken):
     stream = spell_later("f", LookupError())
     await anext(stream)
-    assert slots_taken("chat") == 1
+    assert slots_taken("letters") == 1
 
     with pytest.raises(LookupError):
         await anext(stream)
 
-    assert slots_taken("chat") == 0
+    assert slots_taken("letters") == 0
 
 
 async def test_an_async_generator_that_is_dropped_on_its_loop_gives_its_slot_back(slots_taken):
     stream = spell_later()
     await anext(stream)
-    assert slots_taken("chat") == 1
+    assert slots_taken("letters") == 1
 
     del stream
     gc.collect()
     await asyncio.sleep(1)  # the loop closes what was dropped
 
-    assert slots_taken("chat") == 0
+    assert slots_taken("letters") == 0
 
 
 def test_an_async_generator_that_is_dropped_after_its_loop_gives_its_slot_back(slots_taken):
@@ -413,16 +413,16 @@ def test_an_async_generator_that_is_dropped_after_its_loop_gives_its_slot_back(s
     loop = asyncio.new_event_loop()
     loop.run_until_complete(read_one(stream))
     loop.close()
-    assert slots_taken("chat") == 1
+    assert slots_taken("letters") == 1
 
     del stream
     gc.collect()
 
-    assert slots_taken("chat") == 0
+    assert slots_taken("letters") == 0
 
 
 async def test_a_cancelled_reader_gives_its_slot_back(slots_taken):
-    @rate_limited("chat", **UNPACED)
+    @rate_limited("letters", **UNPACED)
     async def slow():
         yield "f"
         await asyncio.sleep(60)
@@ -432,30 +432,30 @@ async def test_a_cancelled_reader_gives_its_slot_back(slots_taken):
 
     reader = asyncio.create_task(read())
     await asyncio.sleep(1)
-    assert slots_taken("chat") == 1
+    assert slots_taken("letters") == 1
 
     reader.cancel()
     await asyncio.wait([reader])
 
     assert reader.cancelled()
-    assert slots_taken("chat") == 0
+    assert slots_taken("letters") == 0
 
 
 async def test_a_reader_that_is_cancelled_before_the_first_item_gives_its_slot_back(slots_taken):
-    @rate_limited("chat", **UNPACED)
+    @rate_limited("letters", **UNPACED)
     async def slow():
         await asyncio.sleep(60)
         yield "f"
 
     reader = asyncio.create_task(anext(slow()))
     await asyncio.sleep(1)
-    assert slots_taken("chat") == 1
+    assert slots_taken("letters") == 1
 
     reader.cancel()
     await asyncio.wait([reader])
 
     assert reader.cancelled()
-    assert slots_taken("chat") == 0
+    assert slots_taken("letters") == 0
 
 
 async def test_a_waiting_stream_starts_when_another_ends():
@@ -556,7 +556,7 @@ def test_every_layer_ends_its_stay_even_if_one_of_them_fails(slots_taken):
     def is_failure(error):
         raise LookupError("a mistake in is_failure")
 
-    @rate_limited("chat", **UNPACED)
+    @rate_limited("letters", **UNPACED)
     @circuit_protected("chat", is_failure=is_failure)
     def ask():
         yield "f"
@@ -568,7 +568,7 @@ def test_every_layer_ends_its_stay_even_if_one_of_them_fails(slots_taken):
     with pytest.raises(LookupError, match="a mistake in is_failure"):
         next(stream)
 
-    assert slots_taken("chat") == 0
+    assert slots_taken("letters") == 0
 
 
 # --- retries ---------------------------------------------------------------------------------------------------------
@@ -658,11 +658,11 @@ async def test_an_empty_stream_is_not_retried():
 
 async def test_a_retried_stream_holds_one_slot(slots_taken):
     attempts = []
-    stream = retry_on_429(rate_limited("chat", **UNPACED)(fails_at_first_later(attempts, 0)))()
+    stream = retry_on_429(rate_limited("letters", **UNPACED)(fails_at_first_later(attempts, 0)))()
 
     await anext(stream)
 
     assert len(attempts) == 2
-    assert slots_taken("chat") == 1
+    assert slots_taken("letters") == 1
     await stream.aclose()
-    assert slots_taken("chat") == 0
+    assert slots_taken("letters") == 0

@@ -254,7 +254,7 @@ def test_a_settled_call_is_a_debug_line(lines):
         (
             "token_budgeting",
             "DEBUG",
-            "settled name='MathAgent' reserved=13 prompt_tokens=3 completion_tokens=1 usd=0.0",
+            "settled name='MathAgent' reserved=13 prompt_tokens=3 completion_tokens=1 usd=1.75e-05",
             {
                 "event": "settled",
                 "name": "MathAgent",

@@ -15,7 +15,7 @@ import pybreaker
 import pytest
 
 import resilience_kit
-from resilience_kit import errors, testing
+from resilience_kit import azure, errors, testing
 from resilience_kit.errors import (
     CircuitOpenError,
     ConfigurationError,
@@ -33,6 +33,7 @@ MODULES = [
 ]
 PUBLIC = [
     *((resilience_kit, name) for name in resilience_kit.__all__),
+    *((azure, name) for name in azure.__all__),
     *((testing, name) for name in testing.__all__),
 ]
 
@@ -41,7 +42,9 @@ each_public_name = pytest.mark.parametrize(("package", "name"), PUBLIC, ids=[nam
 each_public_function = pytest.mark.parametrize(
     "function", [getattr(package, name) for package, name in PUBLIC if inspect.isfunction(getattr(package, name))]
 )
-each_package = pytest.mark.parametrize("package", [resilience_kit, testing], ids=["resilience_kit", "testing"])
+each_package = pytest.mark.parametrize(
+    "package", [resilience_kit, azure, testing], ids=["resilience_kit", "azure", "testing"]
+)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -16,14 +16,31 @@ from resilience_kit import (
     count_tokens,
     explain,
     get_all_resilience_stats,
+    pricing,
     reset_all,
     token_budget,
 )
 from resilience_kit.events import BudgetRefused, BudgetSettled, BudgetWaiting, Truncated
+from resilience_kit.pricing import Price
 from resilience_kit.testing import isolated, no_waiting
 
 LONG = "one two three four five six seven eight nine ten"
 PRICE = float(genai_prices.calc_price(genai_prices.Usage(input_tokens=1_000, output_tokens=500), "gpt-4o").total_price)
+
+
+PRICE_OF_MINI = float(
+    genai_prices.calc_price(genai_prices.Usage(input_tokens=1_000, output_tokens=500), "gpt-4o-mini").total_price
+)
+
+
+@pytest.fixture
+def without_genai_prices(monkeypatch):
+    """A process without the extra `cost`."""
+    monkeypatch.setitem(sys.modules, "genai_prices", None)
+    monkeypatch.setattr(pricing, "_published", {})
+    pricing._library.cache_clear()
+    yield
+    pricing._library.cache_clear()
 
 
 def user(content):
@@ -263,6 +280,14 @@ def test_what_a_call_used_beyond_its_reservation_counts_too():
     assert budget_of("MathAgent")["tokens_used"] == 510
 
 
+def chat_chunk(text):
+    return SimpleNamespace(choices=[SimpleNamespace(delta=SimpleNamespace(content=text))], usage=None)
+
+
+def responses_event(text):
+    return SimpleNamespace(type="response.output_text.delta", delta=text)
+
+
 def chunks(*items):
     return [SimpleNamespace(usage=None), *items]
 
@@ -273,9 +298,24 @@ def chunks(*items):
         (chunks(SimpleNamespace(usage=SimpleNamespace(prompt_tokens=12, completion_tokens=8))), 20),
         (chunks(SimpleNamespace(response=SimpleNamespace(usage={"input_tokens": 12, "output_tokens": 8}))), 20),
         (["five", " six"], 10 + 2),
+        (chunks(*map(chat_chunk, ["five", None, " six"])), 10 + 2),
+        ([{"choices": [{"delta": {"content": "five six"}}]}, {"choices": []}], 10 + 2),
+        (chunks(*map(responses_event, ["five", " six"]), SimpleNamespace(type="response.done", delta="x")), 10 + 2),
+        ([chat_chunk("five"), {"usage": {"prompt_tokens": 12, "completion_tokens": 8}}], 20),
         (chunks(), 60),
+        (chunks(SimpleNamespace(type="response.output_text.delta", delta=5), SimpleNamespace(choices=5)), 60),
     ],
-    ids=["chat", "responses", "text", "nothing said"],
+    ids=[
+        "chat",
+        "responses",
+        "text",
+        "text of chat",
+        "text of chat as dicts",
+        "text of responses",
+        "text and usage",
+        "nothing said",
+        "nothing that is text",
+    ],
 )
 async def test_a_stream_is_settled_when_it_was_read(items, used):
     @token_budget("sync", budget_tokens=100)
@@ -358,13 +398,21 @@ async def test_a_cancelled_call_gives_its_reservation_back():
 
 
 def test_a_settled_call_is_told_to_listeners(heard):
-    token_budget("MathAgent", budget_tokens=100)(lambda prompt, max_tokens: usage(12, 8))(LONG, 50)
-    assert heard == [BudgetSettled(name="MathAgent", reserved=60, prompt_tokens=12, completion_tokens=8, usd=0.0)]
+    token_budget("MathAgent", budget_tokens=1_600)(lambda prompt, max_tokens: usage(1_000, 500))(LONG, 50)
+    assert heard == [
+        BudgetSettled(
+            name="MathAgent", reserved=60, prompt_tokens=1_000, completion_tokens=500, usd=pytest.approx(PRICE)
+        )
+    ]
 
 
 def test_without_a_budget_the_usage_of_a_result_is_told_all_the_same(heard):
-    token_budget("MathAgent")(lambda prompt: usage(12, 8))(LONG)
-    assert heard == [BudgetSettled(name="MathAgent", reserved=0, prompt_tokens=12, completion_tokens=8, usd=0.0)]
+    token_budget("MathAgent")(lambda prompt: usage(1_000, 500))(LONG)
+    assert heard == [
+        BudgetSettled(
+            name="MathAgent", reserved=0, prompt_tokens=1_000, completion_tokens=500, usd=pytest.approx(PRICE)
+        )
+    ]
 
 
 # What is spent
@@ -646,21 +694,140 @@ def test_a_budget_in_tokens_and_dollars_holds_to_both():
 def test_a_model_without_a_known_price_is_refused_at_decoration():
     with pytest.raises(
         ConfigurationError,
-        match=r"no price is known for the model 'my-deployment': say model= .*, or give budget_tokens",
+        match=r"no price is known for the model 'my-deployment': say model= .*set_prices\(\), or give budget_tokens",
     ):
         token_budget("MathAgent", budget_usd=1, model="my-deployment")
 
 
-def test_a_budget_in_dollars_without_the_extra_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "genai_prices", None)
+def test_a_function_that_joins_a_budget_in_dollars_needs_a_known_price():
+    token_budget("MathAgent", budget_usd=1)
+    ask = token_budget("MathAgent", model="my-deployment")(lambda prompt: usage(1, 1))
+    with pytest.raises(ConfigurationError, match="no price is known for the model 'my-deployment'"):
+        ask(LONG)
+
+
+def test_a_price_that_is_lost_during_a_call_is_replaced_by_what_was_reserved():
+    def ask(prompt, max_tokens):
+        pricing.set_prices({})
+        return usage(5, 5)
+
+    pricing.set_prices({"my-deployment": Price(1_000, 1_000)})
+    token_budget("MathAgent", budget_usd=1, model="my-deployment")(ask)("one two three", 7)
+    assert budget_of("MathAgent")["usd_used"] == pytest.approx(0.01)
+
+
+def test_a_budget_in_dollars_without_the_extra_says_what_to_install(without_genai_prices):
     with pytest.raises(ConfigurationError, match=re.escape("pip install 'resilience-kit[cost]'")):
         token_budget("MathAgent", budget_usd=1)
 
 
-def test_a_budget_in_tokens_needs_no_prices(monkeypatch):
-    monkeypatch.setitem(sys.modules, "genai_prices", None)
+def test_a_budget_in_dollars_without_the_extra_is_kept_by_prices_of_ones_own(without_genai_prices):
+    pricing.set_prices({"gpt-4o": Price(1, 2)})
+    token_budget("MathAgent", budget_usd=1)(lambda prompt: usage(1_000, 500))(LONG)
+    assert budget_of("MathAgent")["usd_used"] == pytest.approx(0.002)
+
+
+def test_a_budget_in_tokens_needs_no_prices(without_genai_prices):
     spend(10, budget_tokens=100)
     assert budget_of("MathAgent")["tokens_used"] == 10
+
+
+def test_a_budget_in_tokens_shows_no_dollars():
+    token_budget("MathAgent", budget_tokens=2_000)(lambda prompt: usage(1_000, 500))(LONG)
+    assert budget_of("MathAgent")["usd_used"] == 0.0
+
+
+# What an agent costs
+
+
+def cost_of(result, **arguments):
+    """What an agent's only call, and the calls whose price is unknown, add to its account."""
+    token_budget("MathAgent", **arguments)(lambda prompt: result)(LONG)
+    account = get_all_resilience_stats()["agents"]["MathAgent"]
+    return account["usd"], account["calls_of_unknown_price"]
+
+
+def test_an_agent_without_a_budget_is_shown_with_its_cost():
+    assert cost_of(usage(1_000, 500)) == (pytest.approx(PRICE), 0)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        usage(1_000, 500) | {"model": "gpt-4o-mini-2024-07-18"},
+        SimpleNamespace(usage=SimpleNamespace(input_tokens=1_000, output_tokens=500), model="gpt-4o-mini"),
+        {"response": usage(1_000, 500) | {"model": "gpt-4o-mini"}},
+    ],
+    ids=["chat", "responses", "last event of a responses stream"],
+)
+def test_the_model_that_the_answer_names_is_priced(result):
+    assert cost_of(result) == (pytest.approx(PRICE_OF_MINI), 0)
+
+
+def test_an_answer_that_names_a_model_of_unknown_price_is_priced_as_the_one_that_was_asked_for():
+    assert cost_of(usage(1_000, 500) | {"model": "my-deployment"}) == (pytest.approx(PRICE), 0)
+
+
+def test_a_model_of_unknown_price_is_never_counted_as_free():
+    assert cost_of(usage(1_000, 500), model="my-deployment") == (0.0, 1)
+
+
+def test_a_call_of_unknown_usage_is_never_counted_as_free():
+    assert cost_of("four") == (0.0, 1)
+
+
+def test_a_model_of_unknown_price_is_named_once_in_the_log(caplog):
+    for model in ("unknown-1", "unknown-1", "unknown-2"):
+        token_budget("MathAgent", model=model)(lambda prompt: usage(1, 1))(LONG)
+    said = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert [(record.name, record.args) for record in said] == [
+        ("resilience_kit.token_budgeting", ("unknown-1",)),
+        ("resilience_kit.token_budgeting", ("unknown-2",)),
+    ]
+
+
+def test_without_any_prices_nothing_is_said_of_them(without_genai_prices, caplog):
+    cost_of(usage(1, 1), model="unknown-3")
+    assert caplog.records == []
+
+
+def test_without_any_prices_what_an_agent_costs_is_unknown(without_genai_prices):
+    assert cost_of(usage(1_000, 500)) == (0.0, 1)
+
+
+@pytest.mark.parametrize(
+    "counted",
+    [
+        {"prompt_tokens": 1_000, "completion_tokens": 0, "prompt_tokens_details": {"cached_tokens": 400}},
+        {"input_tokens": 1_000, "output_tokens": 0, "input_tokens_details": {"cached_tokens": 400}},
+        SimpleNamespace(
+            prompt_tokens=1_000, completion_tokens=0, prompt_tokens_details=SimpleNamespace(cached_tokens=400)
+        ),
+    ],
+    ids=["chat", "responses", "object"],
+)
+def test_tokens_from_the_services_cache_are_priced_as_such(counted):
+    pricing.set_prices({"gpt-4o": Price(10, 0, cached_input_usd_per_million=5)})
+    assert cost_of({"usage": counted}) == (pytest.approx(0.008), 0)
+
+
+async def test_an_event_loop_goes_on_while_prices_are_loaded(monkeypatch):
+    monkeypatch.setattr(pricing, "_published", {})
+    goes_on = threading.Event()
+    find = pricing._find
+
+    def find_slowly(model):
+        assert goes_on.wait(10), "the event loop was blocked"
+        return find(model)
+
+    monkeypatch.setattr(pricing, "_find", find_slowly)
+
+    @token_budget("MathAgent")
+    async def ask(prompt):
+        return usage(1, 1)
+
+    asyncio.get_running_loop().call_later(0.01, goes_on.set)
+    assert await ask(LONG) == usage(1, 1)
 
 
 # What is written wrongly
@@ -755,3 +922,27 @@ def test_a_result_whose_usage_cannot_be_read_raises_and_holds_nothing_back():
         ask("hello world")
 
     assert get_all_resilience_stats()["token_budgets"]["MathAgent"]["tokens_reserved"] == 0
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        {"choices": [{"delta": {"content": "hello world"}}]},
+        {"choices": [{"delta": {"refusal": "hello world"}}]},
+        {"choices": [{"delta": {"tool_calls": [{"function": {"name": "hello", "arguments": " world"}}]}}]},
+        {"choices": [{"text": "hello world"}]},
+        {"type": "response.output_text.delta", "delta": "hello world"},
+        {"type": "response.refusal.delta", "delta": "hello world"},
+        {"type": "response.function_call_arguments.delta", "delta": "hello world"},
+        "hello world",
+    ],
+    ids=str,
+)
+def test_a_stream_without_usage_is_settled_by_counting_all_that_the_answer_says(chunk):
+    @token_budget("MathAgent", budget_tokens=100)
+    def ask():
+        yield chunk
+
+    list(ask())
+
+    assert get_all_resilience_stats()["token_budgets"]["MathAgent"]["tokens_used"] == 2

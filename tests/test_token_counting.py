@@ -1,10 +1,12 @@
+import asyncio
+import base64
 import gzip
 import importlib.metadata
 import subprocess
 import sys
 import textwrap
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -14,15 +16,10 @@ import tiktoken
 import tiktoken_ext.openai_public
 from hypothesis import given, settings, strategies as st
 
-from resilience_kit import token_counting, vocabularies
-from resilience_kit.token_counting import (
-    count_tokens,
-    estimate_request_tokens,
-    is_ready,
-    load,
-    truncate_messages,
-    truncate_text,
-)
+from resilience_kit import rate_limited, text_tokens, token_budget, truncating, vocabularies
+from resilience_kit.text_tokens import estimate_text
+from resilience_kit.token_counting import count_tokens, estimate_request_tokens, is_ready, load
+from resilience_kit.truncating import Truncation, truncate_messages, truncate_text
 
 # OpenAI's cookbook, "How to count tokens with tiktoken": the service counted these as below.
 COOKBOOK = [
@@ -80,12 +77,62 @@ def tool(call, content):
 
 SYSTEM = {"role": "system", "content": "Answer in one word."}
 
+# The cookbook's example of a request with a tool, section 7.
+WEATHER_MESSAGES = [
+    {"role": "system", "content": "You are a helpful assistant that can answer to questions about the weather."},
+    {"role": "user", "content": "What's the weather like in San Francisco?"},
+]
+WEATHER = {
+    "name": "get_current_weather",
+    "description": "Get the current weather in a given location",
+    "parameters": {
+        "type": "object",
+        "properties": {
+            "location": {"type": "string", "description": "The city and state, e.g. San Francisco, CA"},
+            "unit": {
+                "type": "string",
+                "description": "The unit of temperature to return",
+                "enum": ["celsius", "fahrenheit"],
+            },
+        },
+        "required": ["location"],
+    },
+}
+
+
+class _AnyCase(str):
+    """Text that is found whatever its case, as some libraries have it."""
+
+    __slots__ = ()
+
+    def __hash__(self):
+        return hash(self.lower())
+
 
 @pytest.fixture(autouse=True, scope="module")
 def loaded():
     """The vocabularies are loaded outside of the tests, whose time hypothesis limits."""
     load("gpt-4o")
     load("gpt-4")
+
+
+@pytest.fixture(autouse=True)
+def nothing_counted_yet(monkeypatch):
+    monkeypatch.setattr(text_tokens, "_counts", {})
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """The texts that are encoded from now on."""
+    encoded = []
+    encoding = vocabularies.encoding_for("gpt-4o")
+
+    def encode(text):
+        encoded.append(text)
+        return encoding.encode_ordinary(text)
+
+    monkeypatch.setattr(text_tokens, "encoding_for", lambda model: SimpleNamespace(encode_ordinary=encode))
+    return encoded
 
 
 @pytest.fixture
@@ -151,7 +198,7 @@ def test_the_encodings_are_those_of_tiktoken(monkeypatch, name, encoding):
     ],
 )
 def test_a_deployment_is_counted_as_the_model_that_its_name_contains(model, encoding):
-    assert vocabularies._encoding_name(model) == encoding
+    assert vocabularies.encoding_name(model) == encoding
 
 
 def test_an_unknown_deployment_is_named_once_in_the_log(caplog):
@@ -171,13 +218,13 @@ def test_lone_surrogates_count():
 
 @pytest.mark.parametrize("text", ["a" * 300_000, " " * 300_000, "你" * 300_000])
 def test_one_very_long_word_counts_in_pieces(text):
-    longest = max(len(piece[0]) for piece in token_counting._PIECES.finditer(text))
+    longest = max(len(piece[0]) for piece in text_tokens.PIECES.finditer(text))
     assert longest <= 20_000
 
 
 def test_pieces_are_the_whole_text():
     text = "a" * 50_000 + " \n b" * 20_000
-    assert "".join(piece[0] for piece in token_counting._PIECES.finditer(text)) == text
+    assert "".join(piece[0] for piece in text_tokens.PIECES.finditer(text)) == text
 
 
 @given(words=st.lists(st.text("ab1,.é你 \n", min_size=1, max_size=12), min_size=1, max_size=20))
@@ -216,6 +263,42 @@ def test_a_message_counts_what_reaches_the_model(message, tokens):
     assert count_tokens([message]) == tokens
 
 
+def png(width, height, start=b"\x89PNG\r\n\x1a\n"):
+    data = start + b"\0\0\0\rIHDR" + width.to_bytes(4) + height.to_bytes(4) + b"\x08\x06" * 50
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "tokens"),
+    [
+        # the guide's own examples
+        (1_024, 1_024, 765),
+        (2_048, 4_096, 1_105),
+        # one tile, its edge, and what is scaled down on one side alone
+        (1, 1, 85 + 170),
+        (512, 512, 85 + 170),
+        (513, 512, 85 + 170 * 2),
+        (100_000, 10, 85 + 170 * 4),
+        (2_184, 1_092, 85 + 170 * 6),
+    ],
+)
+def test_an_image_in_the_request_counts_by_its_tiles(width, height, tokens):
+    part = {"type": "image_url", "image_url": {"url": png(width, height)}}
+    assert count_tokens([user([part])]) == 7 + tokens
+
+
+def test_the_responses_apis_image_counts_by_its_tiles_too():
+    assert count_tokens([user([{"type": "input_image", "image_url": png(1, 1)}])]) == 7 + 255
+
+
+@pytest.mark.parametrize(
+    "url",
+    [png(0, 5), png(5, 0), png(5, 5, start=b"not PNG!"), "data:image/png;base64,iVBOR", "data:image/png;base64,!", 5],
+)
+def test_an_image_whose_size_cannot_be_read_counts_as_a_usual_one(url):
+    assert count_tokens([user([{"type": "image_url", "image_url": {"url": url}}])]) == 7 + 765
+
+
 def test_an_image_costs_gpt_4o_mini_more():
     image = user([{"type": "image_url", "image_url": {"url": "https://example.com/a.png", "detail": "low"}}])
     assert count_tokens([image], model="gpt-4o-mini") == 7 + 2_833
@@ -227,7 +310,228 @@ def test_what_is_neither_text_nor_messages_is_a_type_error_that_says_what_to_pas
         count_tokens(wrong)
 
 
+# Counting once
+
+
+def test_a_text_is_encoded_once(encoded):
+    for _ in range(3):
+        count_tokens("hello world")
+    assert encoded == ["hello world"]
+
+
+def test_one_more_message_is_all_that_is_encoded_of_a_conversation(encoded):
+    messages = [user(f"message {number}") for number in range(50)]
+    count_tokens(messages)
+    encoded.clear()
+    count_tokens([*messages, user("one more")])
+    assert encoded == ["one more"]
+
+
+def test_what_the_budget_counted_is_not_encoded_again_for_the_limit(encoded):
+    @token_budget("counting", max_tokens=100)
+    @rate_limited("counting", min_interval=0)
+    def ask(messages):
+        return "four"
+
+    ask([user("hello world")])
+    assert sorted(encoded) == ["hello world", "user"]
+
+
+def test_a_message_that_was_changed_is_counted_as_it_is_now():
+    message = user("hello world")
+    before = count_tokens([message])
+    message["content"] = "hello"
+    assert (before, count_tokens([message])) == (9, 8)
+
+
+def test_a_text_counts_for_each_model_on_its_own():
+    text = "antidisestablishmentarianism 你好"
+    assert count_tokens(text, model="gpt-4") != count_tokens(text, model="gpt-4o")
+
+
+def test_texts_with_a_hash_of_their_own_are_not_taken_for_each_other():
+    assert [count_tokens(_AnyCase(text)) for text in ("hello", "hELLo")] == [1, 3]
+
+
+def test_no_text_is_kept():
+    count_tokens("my secret")
+    assert "my secret" not in repr(text_tokens._counts)
+
+
+def test_counts_are_forgotten_when_there_are_too_many(monkeypatch):
+    monkeypatch.setattr(text_tokens, "_MOST_COUNTS", 10)
+    for number in range(25):
+        count_tokens(f"text {number}")
+    assert len(text_tokens._counts) == 5
+
+
+def test_threads_that_count_at_once_count_right(monkeypatch):
+    monkeypatch.setattr(text_tokens, "_MOST_COUNTS", 3)
+    texts = ["word " * length for length in range(1, 9)]
+    with ThreadPoolExecutor(8) as threads:
+        counts = list(threads.map(count_tokens, texts * 50))
+    assert counts == [count_tokens(text) for text in texts] * 50
+
+
+# Counting beside an event loop
+
+
+@pytest.fixture
+def in_threads(monkeypatch):
+    """The names of the threads that encode from now on."""
+    names = set()
+    encode = text_tokens.PIECES.finditer
+
+    def finditer(text):
+        names.add(threading.current_thread().name)
+        return encode(text)
+
+    monkeypatch.setattr(text_tokens, "PIECES", SimpleNamespace(finditer=finditer))
+    return names
+
+
+LONG_TEXT = "word " * 10_001
+ask_within_budget = token_budget("counting", max_tokens=100_000)
+ask_within_limit = rate_limited("counting", tokens_per_minute=10**9)
+
+
+@pytest.mark.parametrize("layer", [ask_within_budget, ask_within_limit], ids=["budget", "limit"])
+@pytest.mark.parametrize(
+    "messages",
+    [
+        LONG_TEXT,
+        [user(LONG_TEXT)],
+        [user([{"type": "text", "text": LONG_TEXT}])],
+        [_Message(role="", content=LONG_TEXT)],
+    ],
+    ids=["text", "message", "part", "object"],
+)
+async def test_a_long_prompt_is_counted_in_another_thread(layer, messages, in_threads):
+    async def ask(messages):
+        return "four"
+
+    await layer(ask)(messages)
+    assert threading.current_thread().name not in in_threads
+
+
+async def test_a_long_prompt_is_cut_in_another_thread(monkeypatch):
+    cutting = []
+    truncate = truncating.truncate_messages
+
+    def truncate_messages(*arguments, **options):
+        cutting.append(threading.current_thread())
+        return truncate(*arguments, **options)
+
+    monkeypatch.setattr(truncating, "truncate_messages", truncate_messages)
+
+    @token_budget("counting", max_tokens=100, on_exceed="truncate")
+    async def ask(messages):
+        return "four"
+
+    await ask([user(LONG_TEXT)])
+    assert threading.current_thread() not in cutting
+
+
+async def test_a_short_prompt_is_counted_at_once(in_threads):
+    @ask_within_budget
+    async def ask(messages):
+        return "four"
+
+    await ask([user("hello"), object()])
+    assert in_threads == {threading.current_thread().name}
+
+
+async def ask_with_a_prompt(messages):
+    return "four"
+
+
+async def ask_without_a_prompt(question):
+    return "four"
+
+
+@pytest.mark.parametrize(
+    ("layer", "function"),
+    [
+        (ask_within_budget, ask_with_a_prompt),
+        (ask_within_limit, ask_with_a_prompt),
+        (token_budget("answers", budget_tokens=100), ask_without_a_prompt),
+    ],
+    ids=["budget", "limit", "answer alone"],
+)
+async def test_an_event_loop_goes_on_while_a_vocabulary_is_loaded(monkeypatch, layer, function):
+    monkeypatch.setattr(vocabularies, "_encodings", {})
+    goes_on = threading.Event()
+
+    def load_slowly(name):
+        assert goes_on.wait(10), "the event loop was blocked"
+        return Future()
+
+    monkeypatch.setattr(vocabularies, "_load_encoding", load_slowly)
+
+    asyncio.get_running_loop().call_later(0.01, goes_on.set)
+    assert await layer(function)("hello") == "four"
+
+
 # Estimating a request
+
+
+@pytest.mark.parametrize(
+    ("model", "tokens"), [("gpt-4o", 101), ("gpt-4o-mini", 101), ("gpt-4", 105), ("gpt-3.5-turbo", 105)]
+)
+def test_the_cookbooks_tool_counts_what_the_service_counted(model, tokens):
+    request = {"messages": WEATHER_MESSAGES, "tools": [{"type": "function", "function": WEATHER}], "model": model}
+    assert estimate_request_tokens(request) == tokens
+
+
+@pytest.mark.parametrize(
+    "offered",
+    [
+        {"functions": [WEATHER]},
+        {"tools": [{"type": "function", **WEATHER}]},
+        {"tools": [SimpleNamespace(model_dump=lambda **_: {"type": "function", **WEATHER})]},
+        {"tools": ({"type": "function", "function": WEATHER},)},
+    ],
+    ids=["functions", "responses", "object", "tuple"],
+)
+def test_a_tool_counts_the_same_in_all_its_spellings(offered):
+    assert estimate_request_tokens({"messages": WEATHER_MESSAGES, **offered}) == 101
+
+
+@pytest.mark.parametrize(
+    ("parameters", "tokens"),
+    [
+        (None, 0),
+        ({}, 0),
+        ({"type": "object", "properties": {}}, 0),
+        ({"properties": {"a": {"type": "string", "description": "one."}}}, 3 + 3 + 4),
+        ({"properties": {"a": {"type": "string"}}}, 3 + 3 + 3),
+        ({"properties": {"a": True}}, 3 + 3 + 2),
+        ({"properties": {"a": {"enum": [1, 2]}}}, 3 + 3 + 2 - 3 + 3 + 1 + 3 + 1),
+        ({"properties": {"a": {"properties": {"a": {}}}}}, (3 + 3 + 2) * 2),
+        ({"properties": {"a": {"items": {"properties": {"a": {}}}}}}, (3 + 3 + 2) * 2),
+        ({"properties": {"a": {"anyOf": ["hello"]}}}, 3 + 3 + 2 + 3),
+    ],
+)
+def test_the_parameters_of_a_tool_count_by_their_properties(parameters, tokens):
+    def tool_with(parameters):
+        return estimate_request_tokens({"tools": [{"name": "find", "parameters": parameters}]})
+
+    assert tool_with(parameters) - tool_with(None) == tokens
+
+
+@pytest.mark.parametrize(
+    ("tools", "tokens"),
+    [
+        ([], 0),
+        (Mock(), 0),
+        ([{"name": "find"}], 12 + 7 + 2),
+        ([{"name": "find"}] * 2, 12 + (7 + 2) * 2),
+        ([{"type": "web_search"}], 12 + 7),
+        ([object()], 12),
+    ],
+)
+def test_tools_count_something_whatever_they_are(tools, tokens):
+    assert estimate_request_tokens({"tools": tools}) == tokens
 
 
 @pytest.mark.parametrize(
@@ -254,7 +558,6 @@ def test_what_is_neither_text_nor_messages_is_a_type_error_that_says_what_to_pas
         ({"prompt": "hello world", "max_tokens": 100, "n": 2, "best_of": 3}, 302),
         ({"prompt": "hello world", "max_tokens": None, "n": None}, 2),
         ({"prompt": "hello world", "max_tokens": -1, "n": 0}, 2),
-        ({"prompt": "hello world", "tools": [{"name": "find"}]}, 10),
         ({"prompt": "hello world", "response_format": _Message}, 2),
     ],
 )
@@ -314,7 +617,8 @@ def test_a_beginning_that_splits_into_more_tokens_is_cut_again(monkeypatch):
         return list(text.encode()) + [0] * (len(text) == 4)
 
     encoding = SimpleNamespace(encode_ordinary=one_more_for_four, decode_bytes=bytes)
-    monkeypatch.setattr(token_counting, "encoding_for", lambda model: encoding)
+    for module in (text_tokens, truncating):
+        monkeypatch.setattr(module, "encoding_for", lambda model: encoding)
     assert truncate_text("abcdef", max_tokens=4) == "abc"
 
 
@@ -327,7 +631,7 @@ def contents(truncation):
 
 def test_messages_that_fit_stay():
     truncation = truncate_messages(COOKBOOK, max_tokens=124)
-    assert truncation == token_counting.Truncation(COOKBOOK, 124, 124, 0, 0, fits=True)
+    assert truncation == Truncation(COOKBOOK, 124, 124, 0, 0, fits=True)
 
 
 def test_the_oldest_messages_go_first():
@@ -451,8 +755,8 @@ def test_messages_may_be_objects_and_come_out_as_dicts():
 
 def test_truncating_counts_each_message_once(monkeypatch):
     counted = []
-    measure = token_counting._measure
-    monkeypatch.setattr(token_counting, "_measure", lambda message, model: counted.append(1) or measure(message, model))
+    measure = truncating.measure
+    monkeypatch.setattr(truncating, "measure", lambda message, model: counted.append(1) or measure(message, model))
     truncate_messages([user("one")] * 200, max_tokens=50)
     assert len(counted) == 200
 
@@ -533,7 +837,7 @@ def test_without_a_vocabulary_a_text_is_estimated(without_vocabularies):
 )
 @pytest.mark.parametrize("model", ["gpt-4", "gpt-4o"])
 def test_an_estimate_is_on_the_high_side(text, model):
-    assert token_counting._estimate(text) >= count_tokens(text, model=model)
+    assert estimate_text(text) >= count_tokens(text, model=model)
 
 
 def test_without_a_vocabulary_lone_surrogates_are_estimated(without_vocabularies):

@@ -68,4 +68,4 @@ def _to_stdlib(_logger: Any, _method: str, fields: MutableMapping[str, Any]) -> 
 
 
 def _short(value: Any) -> Any:
-    return round(value, 3) if isinstance(value, float) else value
+    return float(f"{value:.4g}") if isinstance(value, float) else value

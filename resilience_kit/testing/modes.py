@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from resilience_kit import registry, stats
+from resilience_kit import pricing, registry, stats
 
 
 @contextmanager
@@ -67,6 +67,7 @@ def isolated() -> Iterator[None]:
         for kind in registry.all_registries:
             stack.enter_context(kind.isolated())
         stack.enter_context(stats.isolated())
+        stack.enter_context(pricing.isolated())
         try:
             yield
         finally:

@@ -1,0 +1,273 @@
+"""The openai SDK's four clients with @resilient around each request that is metered.
+
+All that asks a model goes through the clients' public `request()`: `create`, `.parse()`, `.stream()`, raw and streaming
+responses. There the request's JSON becomes the keyword arguments of a function that @resilient decorates.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self, Unpack
+
+from openai import (
+    DEFAULT_MAX_RETRIES,
+    APIResponse,
+    AsyncAPIResponse,
+    AsyncAzureOpenAI,
+    AsyncOpenAI,
+    AzureOpenAI,
+    NotGiven,
+    OpenAI,
+)
+
+from resilience_kit.azure.client_options import (
+    AsyncAzureOpenAIOptions,
+    AsyncOpenAIOptions,
+    AzureOpenAIOptions,
+    OpenAIOptions,
+)
+from resilience_kit.stack import ResilientOptions, resilient
+
+if TYPE_CHECKING:
+    from openai._models import FinalRequestOptions
+
+# What Azure and OpenAI count towards the quotas of requests and tokens of a model.
+_METERED = frozenset({"/chat/completions", "/completions", "/embeddings", "/responses"})
+
+# With this header the SDK returns a response that has headers and is still to be parsed. `with_raw_response` and
+# `with_streaming_response` set it too.
+_RAW = "X-Stainless-Raw-Response"
+
+
+@dataclass(frozen=True, slots=True)
+class _Resilience:
+    """What a client and its copies have of @resilient: names under which state is shared, and other parameters."""
+
+    name: str
+    agent: str | None
+    options: dict[str, Any]
+
+    def around(self, send: Callable[..., Any]) -> Callable[..., Any]:
+        """The method that sends a request, decorated."""
+        # What takes the call's own arguments is given the request's JSON alone.
+        adapted: dict[str, Any] = {
+            key: _of_request(self.options[key]) for key in ("tokens", "fallback") if key in self.options
+        }
+        options: dict[str, Any] = {"shared": True, **self.options, **adapted}
+        return resilient(self.name, agent=self.agent, **options)(send)
+
+    def changed(self, options: dict[str, Any]) -> "_Resilience":
+        """The same with other parameters; takes the kit's out of the options."""
+        name, agent = options.pop("name", self.name), options.pop("agent", self.agent)
+        taken = {key: options.pop(key) for key in ResilientOptions.__annotations__ if key in options}
+        return replace(self, name=name, agent=agent, options={**self.options, **taken})
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """A request as the SDK hands it to its client."""
+
+    cast_to: Any
+    options: "FinalRequestOptions"
+    stream: bool
+    stream_cls: Any
+
+    def is_metered(self) -> bool:
+        """Whether it counts towards the quotas; files, batches, models and their like do not."""
+        return self.options.method.lower() == "post" and self.options.url in _METERED
+
+    def is_raw(self) -> bool:
+        """Whether the caller wants the response instead of what is in it."""
+        return not isinstance(self.options.headers, NotGiven) and _RAW in self.options.headers
+
+    def json(self, model: str | None) -> dict[str, Any]:
+        """The request's JSON, with the model whose vocabulary counts, if a deployment's name does not say."""
+        json = {**_mapping(self.options.json_data), **_mapping(self.options.extra_json)}
+        return json if model is None else {**json, "model": model}
+
+    def unmetered(self, max_retries: int | None) -> "_Order":
+        """The order with the SDK's own retries, which are the only ones that it has."""
+        if not isinstance(self.options.max_retries, NotGiven):
+            return self
+        retries = DEFAULT_MAX_RETRIES if max_retries is None else max_retries
+        return replace(self, options=self.options.model_copy(update={"max_retries": retries}))
+
+    def metered(self, json: dict[str, Any]) -> "_Order":
+        """The order with what the layers made of its JSON, without the SDK's retries, and answered with headers."""
+        headers = {} if isinstance(self.options.headers, NotGiven) else self.options.headers
+        update = {
+            "max_retries": 0,
+            "headers": {_RAW: "raw", **headers},
+            "json_data": _updated(self.options.json_data, json),
+            "extra_json": _updated(self.options.extra_json, json),
+        }
+        return replace(self, options=self.options.model_copy(update=update))
+
+
+class _Client:
+    """What the four clients share: the stack, built once, and copies that keep it."""
+
+    _send_once: Callable[..., Any]
+
+    def __init__(self, *, name: str, agent: str | None, _resilience: _Resilience | None = None, **options: Any) -> None:
+        given = _Resilience(name, agent, {}).changed(options)
+        self._resilience = _resilience or given
+        sdk: Any = super()
+        sdk.__init__(**options, max_retries=0)
+        self._send = self._resilience.around(self._send_once)
+
+    def copy(self, **options: Any) -> Self:
+        """A client with other options, of the SDK's or of the kit's; what is not given stays, and state is shared."""
+        resilience = self._resilience.changed(options)
+        extra = {**options.pop("_extra_kwargs", {}), "_resilience": resilience}
+        sdk: Any = super()
+        copied: Self = sdk.copy(**options, _extra_kwargs=extra)
+        return copied
+
+    with_options = copy
+
+
+class _AsyncClient(_Client, AsyncOpenAI):
+    async def request(
+        self, cast_to: Any, options: "FinalRequestOptions", *, stream: bool = False, stream_cls: Any = None
+    ) -> Any:
+        """Send a request of the SDK's through the layers."""
+        order = _Order(cast_to, options, stream, stream_cls)
+        if order.is_metered():
+            answer = await self._send(order, **order.json(self._resilience.options.get("model")))
+            # Outside of the layers, which have settled what the answer used: it may be cut off, and not to be parsed.
+            return await answer.parse() if isinstance(answer, AsyncAPIResponse) and not order.is_raw() else answer
+        return await self._hand_on(order.unmetered(self._resilience.options.get("max_retries")))
+
+    async def _send_once(self, order: _Order, /, **json: Any) -> Any:
+        response = await self._hand_on(order.metered(json))
+        return await response.parse() if order.stream and not order.is_raw() else response
+
+    async def _hand_on(self, order: _Order) -> Any:
+        request: Any = super().request
+        return await request(order.cast_to, order.options, stream=order.stream, stream_cls=order.stream_cls)
+
+
+class _SyncClient(_Client, OpenAI):
+    def request(
+        self, cast_to: Any, options: "FinalRequestOptions", *, stream: bool = False, stream_cls: Any = None
+    ) -> Any:
+        """Send a request of the SDK's through the layers."""
+        order = _Order(cast_to, options, stream, stream_cls)
+        if order.is_metered():
+            answer = self._send(order, **order.json(self._resilience.options.get("model")))
+            # Outside of the layers, which have settled what the answer used: it may be cut off, and not to be parsed.
+            return answer.parse() if isinstance(answer, APIResponse) and not order.is_raw() else answer
+        return self._hand_on(order.unmetered(self._resilience.options.get("max_retries")))
+
+    def _send_once(self, order: _Order, /, **json: Any) -> Any:
+        response = self._hand_on(order.metered(json))
+        return response.parse() if order.stream and not order.is_raw() else response
+
+    def _hand_on(self, order: _Order) -> Any:
+        request: Any = super().request
+        return request(order.cast_to, order.options, stream=order.stream, stream_cls=order.stream_cls)
+
+
+class ResilientAsyncAzureOpenAI(_AsyncClient, AsyncAzureOpenAI):
+    """The SDK's `AsyncAzureOpenAI`, whose chat completions, responses, completions and embeddings go through @resilient.
+
+    Everything else, as files, batches and fine-tuning, passes through unmetered, with the SDK's own retries: as many
+    as `max_retries` says.
+
+    Args:
+        name: The name of the rate limit and of the circuit: clients with the same name share them.
+        agent: Whose calls these are, outside of `with agent("..."):`. Default: "default".
+        **options: The SDK's own arguments, and any parameter of `resilient`; `max_retries` is the kit's. A function
+            given as `tokens` or `fallback` takes the request's JSON as keyword arguments. `model` names the model
+            whose vocabulary and prices count, where a deployment's name does not say.
+
+    Raises:
+        ConfigurationError: An argument cannot work, or a name has another configuration elsewhere.
+
+    Example:
+        >>> import asyncio
+        >>> from resilience_kit.azure import ResilientAsyncAzureOpenAI
+        >>> from resilience_kit.testing import AzureOpenAISimulator
+        >>> async def ask(question):
+        ...     with AzureOpenAISimulator(rpm=600) as azure:
+        ...         options = azure.client_options()
+        ...         async with ResilientAsyncAzureOpenAI(agent="MathAgent", **options) as client:
+        ...             messages = [{"role": "user", "content": question}]
+        ...             completion = await client.chat.completions.create(model="gpt-4o", messages=messages)
+        ...             return completion.choices[0].message.content
+        >>> asyncio.run(ask("Hello!"))
+        'A simulated answer to: Hello!'
+    """
+
+    def __init__(
+        self, *, name: str = "default", agent: str | None = None, **options: Unpack[AsyncAzureOpenAIOptions]
+    ) -> None:
+        super().__init__(name=name, agent=agent, **options)
+
+
+class ResilientAzureOpenAI(_SyncClient, AzureOpenAI):
+    """The SDK's `AzureOpenAI`, whose chat completions, responses, completions and embeddings go through @resilient.
+
+    Arguments are those of `ResilientAsyncAzureOpenAI`.
+
+    Example:
+        >>> from resilience_kit.azure import ResilientAzureOpenAI
+        >>> from resilience_kit.testing import AzureOpenAISimulator
+        >>> with AzureOpenAISimulator() as azure:
+        ...     client = ResilientAzureOpenAI(agent="MathAgent", **azure.client_options())
+        ...     response = client.responses.create(model="gpt-4o", input="Hello!")
+        ...     client.close()
+        >>> response.output_text
+        'A simulated answer to: Hello!'
+    """
+
+    def __init__(
+        self, *, name: str = "default", agent: str | None = None, **options: Unpack[AzureOpenAIOptions]
+    ) -> None:
+        super().__init__(name=name, agent=agent, **options)
+
+
+class ResilientAsyncOpenAI(_AsyncClient):
+    """The SDK's `AsyncOpenAI`, whose chat completions, responses, completions and embeddings go through @resilient.
+
+    Arguments are those of `ResilientAsyncAzureOpenAI`, with those of `openai.AsyncOpenAI` in place of Azure's.
+    """
+
+    def __init__(
+        self, *, name: str = "default", agent: str | None = None, **options: Unpack[AsyncOpenAIOptions]
+    ) -> None:
+        super().__init__(name=name, agent=agent, **options)
+
+
+class ResilientOpenAI(_SyncClient):
+    """The SDK's `OpenAI`, whose chat completions, responses, completions and embeddings go through @resilient.
+
+    Arguments are those of `ResilientAsyncAzureOpenAI`, with those of `openai.OpenAI` in place of Azure's.
+    """
+
+    def __init__(self, *, name: str = "default", agent: str | None = None, **options: Unpack[OpenAIOptions]) -> None:
+        super().__init__(name=name, agent=agent, **options)
+
+
+def _of_request(function: Any) -> Any:
+    """A function of a request's JSON, as one of the arguments that the decorated method takes."""
+    if not callable(function):
+        return function
+
+    @functools.wraps(function)
+    def of_request(_order: _Order, /, **json: Any) -> Any:
+        return function(**json)
+
+    return of_request
+
+
+def _mapping(json: Any) -> dict[str, Any]:
+    return json if isinstance(json, dict) else {}
+
+
+def _updated(before: Any, after: dict[str, Any]) -> Any:
+    """JSON with the values of other JSON for its own keys; the model stays, as it may be there for counting alone."""
+    if not isinstance(before, dict):
+        return before
+    return {key: value if key == "model" else after[key] for key, value in before.items()}

@@ -56,6 +56,8 @@ class RateLimiting(Guard):
         self.name = name
         self._configuration = configuration
         self._tokens = tokens
+        self._tokens_of = tokens if callable(tokens) else None
+        self._fixed_tokens = None if tokens is None or callable(tokens) else math.ceil(tokens)
         self._priority = priority
         self._max_wait = max_wait
         rate_limits.declare(name, configuration)
@@ -63,7 +65,7 @@ class RateLimiting(Guard):
     async def enter(self, call: Call, /) -> Passage:
         """Wait for a slot and for quota."""
         limit = rate_limits.get(self.name, self._configuration)
-        tokens = await self._count(call)
+        tokens = await self._count(call) if self._fixed_tokens is None else self._fixed_tokens
         agent = current_agent()
         priority = self._priority if agent is None or agent.priority is None else agent.priority
         return _Passage(limit, await limit.acquire(call, tokens, priority, self._max_wait))
@@ -78,11 +80,9 @@ class RateLimiting(Guard):
         }
 
     async def _count(self, call: Call) -> int:
-        if self._tokens is None:
+        if self._tokens_of is None:
             return await call_tokens.estimate(call)
-        if not callable(self._tokens):
-            return math.ceil(self._tokens)
-        tokens = self._tokens(*call.args, **call.kwargs)
+        tokens = self._tokens_of(*call.args, **call.kwargs)
         if not is_number(tokens) or tokens < 0:
             raise ConfigurationError(
                 f"rate limit {self.name!r}: the tokens function returned {tokens!r}: it must be a plain function of "

@@ -186,7 +186,8 @@ class RateLimit:
                 due = self._patience(ticket, due)
                 ahead = sum(other < place and not other[2].withdrawn for other in self._queue)
                 known_wait = 0.0 if max_wait is None else self._look_ahead(place)
-        self._take_back()
+        if self._returned:
+            self._take_back()
         if ticket.waiter is None:
             emit(Admitted(name=self.name, waited=0.0, tokens=tokens))
             return ticket

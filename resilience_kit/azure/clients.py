@@ -170,7 +170,7 @@ class _SyncClient(_Client, OpenAI):
 
 
 class ResilientAsyncAzureOpenAI(_AsyncClient, AsyncAzureOpenAI):
-    """The SDK's `AsyncAzureOpenAI`, whose chat completions, responses, completions and embeddings go through @resilient.
+    """The SDK's `AsyncAzureOpenAI` with @resilient around chat completions, responses, completions and embeddings.
 
     Everything else, as files, batches and fine-tuning, passes through unmetered, with the SDK's own retries: as many
     as `max_retries` says.
@@ -207,7 +207,7 @@ class ResilientAsyncAzureOpenAI(_AsyncClient, AsyncAzureOpenAI):
 
 
 class ResilientAzureOpenAI(_SyncClient, AzureOpenAI):
-    """The SDK's `AzureOpenAI`, whose chat completions, responses, completions and embeddings go through @resilient.
+    """The SDK's `AzureOpenAI` with @resilient around chat completions, responses, completions and embeddings.
 
     Arguments are those of `ResilientAsyncAzureOpenAI`.
 
@@ -229,7 +229,7 @@ class ResilientAzureOpenAI(_SyncClient, AzureOpenAI):
 
 
 class ResilientAsyncOpenAI(_AsyncClient):
-    """The SDK's `AsyncOpenAI`, whose chat completions, responses, completions and embeddings go through @resilient.
+    """The SDK's `AsyncOpenAI` with @resilient around chat completions, responses, completions and embeddings.
 
     Arguments are those of `ResilientAsyncAzureOpenAI`, with those of `openai.AsyncOpenAI` in place of Azure's.
     """
@@ -241,7 +241,7 @@ class ResilientAsyncOpenAI(_AsyncClient):
 
 
 class ResilientOpenAI(_SyncClient):
-    """The SDK's `OpenAI`, whose chat completions, responses, completions and embeddings go through @resilient.
+    """The SDK's `OpenAI` with @resilient around chat completions, responses, completions and embeddings.
 
     Arguments are those of `ResilientAsyncAzureOpenAI`, with those of `openai.OpenAI` in place of Azure's.
     """

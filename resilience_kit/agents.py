@@ -1,9 +1,9 @@
 """Whose call it is: `with agent("MathAgent"):` accounts the calls inside it to an agent."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, suppress
+from contextvars import ContextVar, Token
+from dataclasses import dataclass, replace
+from types import TracebackType
 
 from resilience_kit.validating import check_numbers, check_texts
 
@@ -20,9 +20,36 @@ class Agent:
 _current: ContextVar[Agent | None] = ContextVar("resilience_kit_agent", default=None)
 
 
-@contextmanager
-def agent(name: str, *, priority: float | None = None, context: str | None = None) -> Iterator[Agent]:
+class _Block(AbstractContextManager[Agent]):
+    """The block of an agent. It is no decorator: a coroutine function would only be called inside, and run outside."""
+
+    __slots__ = ("_agent", "_token")
+
+    _token: Token[Agent | None]
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    def __enter__(self) -> Agent:
+        around = current_agent()
+        entered = self._agent
+        if entered.context is None and around is not None:
+            entered = replace(entered, context=around.context)
+        self._token = _current.set(entered)
+        return entered
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # a generator may be ended in another context, where there is nothing to put back
+        with suppress(ValueError):
+            _current.reset(self._token)
+
+
+def agent(name: str, *, priority: float | None = None, context: str | None = None) -> AbstractContextManager[Agent]:
     """Account the calls made inside to an agent; tasks that are started inside inherit it, and the innermost counts.
+
+    A block with a `yield` in it lasts while the generator waits, for its reader too: put it around the calls alone.
 
     Args:
         name: The agent's name in statistics. Its longest prompt is that of its own variable, as MATH_AGENT_MAX_TOKENS
@@ -47,17 +74,9 @@ def agent(name: str, *, priority: float | None = None, context: str | None = Non
     """
     check_texts("agent", name=name)
     check_numbers("agent", priority=priority)
-    around = current_agent()
     if context is not None:
         check_texts("agent", context=context)
-    elif around is not None:
-        context = around.context
-    entered = Agent(name, priority, context)
-    token = _current.set(entered)
-    try:
-        yield entered
-    finally:
-        _current.reset(token)
+    return _Block(Agent(name, priority, context))
 
 
 def current_agent() -> Agent | None:

@@ -13,6 +13,7 @@ T = TypeVar("T")
 
 PROMPT_ARGUMENTS = ("messages", "input", "prompt")
 ANSWER_ARGUMENTS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+_NUMBERS_OF_ANSWERS = ("n", "best_of")
 # The events of a Responses stream whose `delta` is part of the answer.
 _TEXT_EVENTS = frozenset(
     {"response.output_text.delta", "response.refusal.delta", "response.function_call_arguments.delta"}
@@ -25,8 +26,7 @@ _REQUEST_ARGUMENTS = frozenset(
         "tools",
         "functions",
         "response_format",
-        "n",
-        "best_of",
+        *_NUMBERS_OF_ANSWERS,
         "model",
     }
 )
@@ -59,11 +59,12 @@ def prompt_argument(call: Call, names: tuple[str, ...] = PROMPT_ARGUMENTS) -> tu
 
 
 def answer_tokens(call: Call) -> int:
-    """The most tokens that the call lets its answer have; 0 if it does not say."""
+    """The most tokens that the call lets its answers have, all `n` of them together; 0 if it does not say."""
     for name in ANSWER_ARGUMENTS:
         value = call.argument(name)
         if is_number(value) and value > 0:
-            return math.ceil(value)
+            answers = (number for name in _NUMBERS_OF_ANSWERS if is_number(number := call.argument(name)))
+            return math.ceil(value * max([1, *answers]))
     return 0
 
 

@@ -44,7 +44,7 @@ class WaitRefused(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuotaTightened(Event):
-    """The server said that there is less room than the ledger knew: `reason` is "remaining" or "retry-after"."""
+    """The server said that there is less room than the ledger knew; for the reasons see `quota_ledger.Correction`."""
 
     reason: str
     seconds: float

@@ -31,7 +31,7 @@ class _Passage(Passage):
         if error is None:
             self.opened(result)
         elif is_rate_limit(error):
-            self._limit.believe(advice_from_error(error))
+            self._limit.refused(self._ticket, advice_from_error(error))
 
     def opened(self, response: Any, /) -> None:
         advice = advice_from_result(response)

@@ -21,7 +21,7 @@ from aiolimiter import AsyncLimiter
 from resilience_kit.errors import RateLimitTimeoutError
 from resilience_kit.events import Admitted, QuotaTightened, Waiting as WaitingEvent, WaitRefused, emit
 from resilience_kit.layers import Call
-from resilience_kit.quota_ledger import QuotaLedger, WindowLedger
+from resilience_kit.quota_ledger import Correction, QuotaLedger, WindowLedger
 from resilience_kit.registry import Registry, Value, effective, mode
 from resilience_kit.server_advice import ServerAdvice
 from resilience_kit.waiting import Waiter, now
@@ -213,7 +213,18 @@ class RateLimit:
         with self._lock:
             correction = self._ledger.believe(advice, now())
         self._take_back()
-        if correction is not None:
+        self._tell([] if correction is None else [correction])
+
+    def refused(self, ticket: Ticket, advice: ServerAdvice) -> None:
+        """Learn from the server's refusal of a call, for all callers of the name."""
+        with self._lock:
+            sent_at = now() if ticket.granted_at is None else ticket.granted_at
+            corrections = self._ledger.refused(advice, sent_at, now())
+        self._take_back()
+        self._tell(corrections)
+
+    def _tell(self, corrections: list[Correction]) -> None:
+        for correction in corrections:
             emit(
                 QuotaTightened(
                     name=self.name,

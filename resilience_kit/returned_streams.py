@@ -48,6 +48,15 @@ _LONGEST = 8 * 1024 * 1024
 _closing: "set[asyncio.Task[None]]" = set()
 
 
+class _ToldError(Exception):
+    """An error that the service tells of in a stream, whose headers said that all was well."""
+
+    def __init__(self, told: dict[str, Any]) -> None:
+        super().__init__(told.get("message"))
+        self.code, self.type = told.get("code"), told.get("type")
+        self.status_code = 500 if "server_error" in (self.code, self.type) else self.code
+
+
 class Stay:
     """The passages of a stream, innermost first, which last as long as it does.
 
@@ -154,6 +163,7 @@ class _Body:
         self._stay = stay
         self._is_open = True
         self._is_done = False
+        self._told: _ToldError | None = None
         is_plain = response.headers.get("content-encoding", "identity") == "identity"
         self._has_events = is_plain and _is_of_type(response, "event-stream")
         self._is_json = is_plain and _is_of_type(response, "json")
@@ -178,11 +188,11 @@ class _Body:
                 if line.startswith(b"data:"):
                     text = line.removeprefix(b"data:").strip()
                     self._is_done = self._is_done or text == b"[DONE]"
-                    _observe(self._stay, text)
+                    self._told = _error_in(_observe(self._stay, text)) or self._told
 
     def fail(self, error: BaseException) -> None:
         """End with an error, unless the answer was whole: openai 3.57 reads on for 0.1 s, and drops what is raised."""
-        self._stay.leave(None if self._is_done else error)
+        self._stay.leave(self._told if self._is_done else error)
 
     def close_unread(self) -> None:
         """Start to close the connection, whatever thread this is; RuntimeError where it is too late for that."""
@@ -191,7 +201,7 @@ class _Body:
         """End what nobody can read any more."""
         if self._is_open:
             self._is_open = False
-            self._stay.leave()
+            self._stay.leave(self._told)
             # the event loop is closed, or Python shuts down: the connection ends with it
             with suppress(RuntimeError):
                 self.close_unread()
@@ -223,7 +233,7 @@ class _SyncBody(_Body):
         try:
             self._stream.close()
         finally:
-            self._stay.leave()
+            self._stay.leave(self._told)
 
     def close_unread(self) -> None:
         # The garbage collector may run while this thread holds the lock of httpcore's pool, which closing takes.
@@ -256,7 +266,7 @@ class _AsyncBody(_Body):
         try:
             await self._stream.aclose()
         finally:
-            self._stay.leave()
+            self._stay.leave(self._told)
 
     def close_unread(self) -> None:
         self._loop.call_soon_threadsafe(self._close_soon)
@@ -285,10 +295,22 @@ def _is_of_type(response: Any, ending: str) -> bool:
     return media_type.strip().endswith(ending)
 
 
-def _observe(stay: Stay, text: bytes | bytearray) -> None:
+def _observe(stay: Stay, text: bytes | bytearray) -> Any:
     try:
         item = json.loads(text)
     except ValueError:
         # "[DONE]", or a body that was cut off
-        return
+        return None
     stay.observe(item)
+    return item
+
+
+def _error_in(event: Any) -> _ToldError | None:
+    """The error that an event of chat completions or of responses tells of."""
+    if not isinstance(event, dict):
+        return None
+    response = event.get("response")
+    told = event.get("error") or (response.get("error") if isinstance(response, dict) else None)
+    if not told and event.get("type") == "error":
+        told = event
+    return _ToldError(told if isinstance(told, dict) else {"message": told}) if told else None

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.message import Message
+from typing import Literal
 
 from resilience_kit.errors import ResilienceError
 
@@ -36,6 +37,8 @@ _EPOCH_SECONDS = 1e9
 _EPOCH_MILLISECONDS = 1e11
 
 _RATE_LIMIT = re.compile(r"(?<![a-z])rate[ _-]?limit|too[ _-]?many[ _-]?requests", re.IGNORECASE)
+# Azure's two refusals: "have exceeded token rate limit of your current ...", and "call rate limit" for requests.
+_WHICH_QUOTA = re.compile(r"\b(token|call) rate limit", re.IGNORECASE)
 _INSUFFICIENT_QUOTA = re.compile(r"insufficient_quota|exceeded your current quota", re.IGNORECASE)
 _CONTENT_FILTER = re.compile(
     r"content[ _-]filter|responsible_?ai_?policy_?violation|content management policy", re.IGNORECASE
@@ -82,6 +85,7 @@ class ServerAdvice:
         limit_tokens: The quota of tokens.
         reset_requests: Seconds until the quota of requests is whole again.
         reset_tokens: Seconds until the quota of tokens is whole again.
+        exhausted: Which quota a refusal was for, "requests" or "tokens".
     """
 
     retry_after: float | None = None
@@ -91,6 +95,7 @@ class ServerAdvice:
     limit_tokens: int | None = None
     reset_requests: float | None = None
     reset_tokens: float | None = None
+    exhausted: Literal["requests", "tokens"] | None = None
 
 
 _SILENCE = ServerAdvice()
@@ -153,7 +158,7 @@ def advice_from_error(error: BaseException) -> ServerAdvice:
     if advice.retry_after is None:
         wait = _wait_until_reset(advice)
         advice = replace(advice, retry_after=_wait_in_messages(error) if wait is None else wait)
-    return advice
+    return replace(advice, exhausted=_exhausted(error, advice))
 
 
 def advice_from_result(result: object) -> ServerAdvice | None:
@@ -316,6 +321,15 @@ def _wait_until_reset(advice: ServerAdvice) -> float | None:
     ]
     exhausted = [reset for remaining, reset in resets if remaining == 0]
     return max(exhausted or [reset for _, reset in resets], default=None)
+
+
+def _exhausted(error: BaseException, advice: ServerAdvice) -> Literal["requests", "tokens"] | None:
+    for link in _chain(error):
+        if found := _WHICH_QUOTA.search(_message(link)):
+            return "tokens" if found[1].lower() == "token" else "requests"
+    if advice.remaining_tokens == 0:
+        return "tokens"
+    return "requests" if advice.remaining_requests == 0 else None
 
 
 def _wait_in_messages(error: BaseException) -> float | None:

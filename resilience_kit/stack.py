@@ -129,6 +129,9 @@ def explain(function: Callable[..., Any]) -> StackReport:
     """
     if inspect.isclass(function) or not callable(function):
         raise ConfigurationError(f"explain() takes a decorated function or method, not {function!r}")
+    # a method of a resilient client's, as client.chat.completions.create: what it goes through stands in the client
+    client = getattr(getattr(function, "__self__", None), "_client", None)
+    function = getattr(client, "resilient_request", function)
     layers = decorating.stacked_layers(function)
     return StackReport(
         name_of(function),

@@ -90,6 +90,13 @@ def _client_problems(layers: Sequence[NamedLayer], function: Any) -> Iterator[St
     if not layers:
         return
     for client in _openai_clients(function):
+        if hasattr(type(client), "resilient_request"):
+            yield StackProblem(
+                "resilient-client",
+                f"{type(client).__name__} has these layers around each of its requests: with the decorators around it "
+                "as well, attempts multiply and a call takes two slots. Keep one of the two",
+            )
+            return
         if client.max_retries > 0:
             yield StackProblem(
                 "client-retries",

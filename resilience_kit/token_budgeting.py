@@ -53,13 +53,13 @@ class _Passage(Passage):
         self._text: list[str] = []
 
     def observe(self, item: Any, /) -> None:
-        usage = None if isinstance(item, str) else call_tokens.usage_of(item)
-        if usage is not None:
-            self._usage = usage
+        if not isinstance(item, str):
+            self._usage = call_tokens.usage_of(item) or self._usage
             # Azure answers with the model's name where a request says the deployment's.
             answered = call_tokens.model_of(item)
-            self._models = (self._layer.model,) if answered is None else (answered, self._layer.model)
-        elif self._budget.is_bounded:
+            if answered is not None:
+                self._models = (answered, self._layer.model)
+        if self._usage is None and self._budget.is_bounded:
             self._text.append(call_tokens.text_of(item))
 
     def leave(self, result: Any, error: BaseException | None, /) -> None:

@@ -1,6 +1,7 @@
 """`with agent(...)`: whose account a call goes to, under which maximum and with which priority."""
 
 import asyncio
+import contextvars
 
 import pytest
 
@@ -63,6 +64,38 @@ async def test_a_task_that_is_started_inside_belongs_to_the_agent():
     await task
 
     assert calls() == {"MathAgent": 1}
+
+
+async def test_an_async_generator_that_is_left_inside_the_block_ends_without_an_error():
+    async def write():
+        with agent("Writer"):
+            yield "It"
+            yield "is"
+
+    failed = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failed.append(context))
+    words = write()
+    assert await anext(words) == "It"
+    await asyncio.create_task(words.aclose())
+    assert failed == []
+
+
+def test_a_generator_may_be_run_in_a_context_of_its_own_for_each_item():
+    def write():
+        with agent("Writer"):
+            yield "It"
+            yield "is"
+
+    words = write()
+    assert [contextvars.copy_context().run(next, words, None) for _ in range(3)] == ["It", "is", None]
+
+
+def test_an_agent_cannot_be_put_on_a_function_which_would_run_outside_of_the_block():
+    with pytest.raises(TypeError, match="not callable"):
+
+        @agent("MathAgent")
+        async def work():
+            await ask()
 
 
 async def test_a_function_with_an_agent_of_its_own_keeps_it():

@@ -373,6 +373,64 @@ def test_the_headers_of_a_whole_response_are_believed():
     assert get_all_resilience_stats()["rate_limiters"]["default"]["requests_in_window"] == 3_000
 
 
+# What the service says in the middle of an answer
+
+SERVER_ERRORS = [
+    {"error": {"message": "The server had an error", "type": "server_error", "code": None}},
+    {"error": {"message": "The server had an error", "code": "500"}},
+    {"error": {"message": "The server had an error", "code": 503}},
+    {"type": "error", "code": "server_error", "message": "The server had an error"},
+    {"type": "response.failed", "response": {"error": {"code": "server_error", "message": "It failed"}}},
+]
+OTHER_ERRORS = [
+    {"error": "The server had an error"},
+    {"error": {"message": "Too many requests", "code": "429"}},
+    {"error": {"message": "Filtered", "code": "content_filter", "status": 400}},
+    {"type": "response.failed", "response": {"error": {"code": "rate_limit_exceeded", "message": "Slow down"}}},
+]
+
+
+def end_with(event):
+    """Read a stream with an event in its middle, after a call that failed."""
+
+    @resilient(**OPTIONS)
+    def ask(answer):
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    with pytest.raises(ConnectionError):
+        ask(ConnectionError())
+    ask(response_of(Body(PIECES[0], *PIECES[1:9], b"\n\n", f"data: {json.dumps(event)}\n\n".encode()))).read()
+
+
+@pytest.mark.parametrize("event", SERVER_ERRORS, ids=json.dumps)
+def test_a_stream_in_which_the_server_tells_of_its_failure_counts_as_one(event, slots_taken):
+    end_with(event)
+    assert (failures(), slots_taken(), tokens_used()) == (2, 0, 0)
+
+
+@pytest.mark.parametrize("event", OTHER_ERRORS, ids=json.dumps)
+def test_a_stream_that_ends_with_another_error_says_nothing_of_the_service(event, slots_taken):
+    end_with(event)
+    assert (failures(), slots_taken(), tokens_used()) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("event", [{"error": None}, {"error": {}}, {"type": "response.completed", "response": {}}])
+def test_an_event_without_an_error_is_no_failure(event):
+    end_with(event)
+    assert failures() == 0
+
+
+def test_a_stream_that_is_dropped_after_an_error_counts_as_a_failure():
+    ask = returning(response_of(Body(f"data: {json.dumps(SERVER_ERRORS[0])}\n\n".encode(), SSE)))
+    pieces = (response := ask()).iter_raw()
+    next(pieces)
+    del pieces, response, ask
+    gc.collect()
+    assert failures() == 1
+
+
 # Generators
 
 

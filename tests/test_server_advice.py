@@ -520,3 +520,23 @@ def test_whatever_a_body_holds_every_question_has_an_answer(body):
     error = openai.APIError("failed", request=None, body=body)
     questions = (is_rate_limit, is_insufficient_quota, is_content_filter, is_transient, is_service_failure)
     assert {question(error) for question in questions} <= {True, False}
+
+
+@pytest.mark.parametrize(
+    ("message", "exhausted"),
+    [
+        ("Requests to the Operation have exceeded token rate limit of your current OpenAI S0 pricing tier.", "tokens"),
+        ("Requests to the Operation have exceeded call rate limit of your current OpenAI S0 pricing tier.", "requests"),
+        ("Rate limit is exceeded. Try again in 50 seconds.", None),
+    ],
+)
+def test_the_message_says_which_quota_is_used_up(message, exhausted):
+    assert advice_from_error(RuntimeError(message)).exhausted == exhausted
+
+
+@pytest.mark.parametrize(("header", "exhausted"), [("remaining-tokens", "tokens"), ("remaining-requests", "requests")])
+def test_where_the_message_does_not_say_a_remaining_of_zero_does(header, exhausted):
+    error = RuntimeError("refused")
+    error.headers = {f"x-ratelimit-{header}": "0"}
+
+    assert advice_from_error(error).exhausted == exhausted

@@ -20,8 +20,9 @@ from resilience_kit import (
     reset_all,
     token_budget,
 )
+from resilience_kit.call_tokens import Usage
 from resilience_kit.events import BudgetRefused, BudgetSettled, BudgetWaiting, Truncated
-from resilience_kit.pricing import Price
+from resilience_kit.pricing import Price, cost_usd
 from resilience_kit.testing import isolated, no_waiting
 
 LONG = "one two three four five six seven eight nine ten"
@@ -946,3 +947,14 @@ def test_a_stream_without_usage_is_settled_by_counting_all_that_the_answer_says(
     list(ask())
 
     assert get_all_resilience_stats()["token_budgets"]["MathAgent"]["tokens_used"] == 2
+
+
+def test_a_stream_without_usage_is_priced_as_the_model_that_its_chunks_name():
+    @token_budget("MathAgent", budget_usd=1)
+    def ask(prompt):
+        yield {"model": "gpt-4o-mini", "choices": [{"delta": {"content": "hello world"}}]}
+
+    list(ask("hello world"))
+
+    usd = get_all_resilience_stats()["agents"]["MathAgent"]["usd"]
+    assert usd == pytest.approx(cost_usd(Usage(2, 2), "gpt-4o-mini"))

@@ -32,35 +32,51 @@ if TYPE_CHECKING:
     from openai._models import FinalRequestOptions
 
 # What Azure and OpenAI count towards the quotas of requests and tokens of a model.
-_METERED = frozenset({"/chat/completions", "/completions", "/embeddings", "/responses"})
+_METERED = frozenset({"/chat/completions", "/completions", "/embeddings", "/responses", "/responses/compact"})
 
 # With this header the SDK returns a response that has headers and is still to be parsed. `with_raw_response` and
 # `with_streaming_response` set it too.
 _RAW = "X-Stainless-Raw-Response"
 
 
-@dataclass(frozen=True, slots=True)
 class _Resilience:
-    """What a client and its copies have of @resilient: names under which state is shared, and other parameters."""
+    """What a client and its copies have of @resilient: the method that sends a request, decorated once for all.
 
-    name: str
-    agent: str | None
-    options: dict[str, Any]
+    Args:
+        send_once: The method, of its class and not of a client, since each copy is a client of its own.
+        owner: The client's class, whose name is told with the retries.
+        name: The name of the rate limit and of the circuit.
+        agent: The name of the token budget.
+        options: The other parameters of @resilient.
+    """
 
-    def around(self, send: Callable[..., Any]) -> Callable[..., Any]:
-        """The method that sends a request, decorated."""
+    def __init__(
+        self, send_once: Callable[..., Any], owner: type, name: str, agent: str | None, options: dict[str, Any]
+    ) -> None:
+        @functools.wraps(send_once)
+        def send(*client_and_order: Any, **json: Any) -> Any:
+            return send_once(*client_and_order, **json)
+
+        send.__module__, send.__qualname__ = owner.__module__, f"{owner.__qualname__}({name!r})"
         # What takes the call's own arguments is given the request's JSON alone.
-        adapted: dict[str, Any] = {
-            key: _of_request(self.options[key]) for key in ("tokens", "fallback") if key in self.options
-        }
-        options: dict[str, Any] = {"shared": True, **self.options, **adapted}
-        return resilient(self.name, agent=self.agent, **options)(send)
+        adapted: dict[str, Any] = {key: _of_request(options[key]) for key in ("tokens", "fallback") if key in options}
+        self._origin = (send_once, owner, name, agent, options)
+        self.options = options
+        self.send = resilient(name, agent=agent, **{"shared": True, **options, **adapted})(send)
 
-    def changed(self, options: dict[str, Any]) -> "_Resilience":
-        """The same with other parameters; takes the kit's out of the options."""
-        name, agent = options.pop("name", self.name), options.pop("agent", self.agent)
-        taken = {key: options.pop(key) for key in ResilientOptions.__annotations__ if key in options}
-        return replace(self, name=name, agent=agent, options={**self.options, **taken})
+    def changed(self, given: dict[str, Any]) -> "_Resilience":
+        """The same with other parameters."""
+        if not given:
+            return self
+        send_once, owner, name, agent, options = self._origin
+        given = {"name": name, "agent": agent, **options, **given}
+        return _Resilience(send_once, owner, given.pop("name"), given.pop("agent"), given)
+
+
+def _taken_of_resilient(options: dict[str, Any]) -> dict[str, Any]:
+    """Take the kit's parameters out of a client's options."""
+    names = ("name", "agent", *ResilientOptions.__annotations__)
+    return {name: options.pop(name) for name in names if name in options}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +90,8 @@ class _Order:
 
     def is_metered(self) -> bool:
         """Whether it counts towards the quotas; files, batches, models and their like do not."""
-        return self.options.method.lower() == "post" and self.options.url in _METERED
+        # `client.beta.responses` asks for "/responses?beta=true"
+        return self.options.method.lower() == "post" and self.options.url.partition("?")[0] in _METERED
 
     def is_raw(self) -> bool:
         """Whether the caller wants the response instead of what is in it."""
@@ -110,15 +127,20 @@ class _Client:
     _send_once: Callable[..., Any]
 
     def __init__(self, *, name: str, agent: str | None, _resilience: _Resilience | None = None, **options: Any) -> None:
-        given = _Resilience(name, agent, {}).changed(options)
-        self._resilience = _resilience or given
+        given = _taken_of_resilient(options)
+        send_once: Any = self._send_once
+        self._resilience = _resilience or _Resilience(send_once.__func__, type(self), name, agent, given)
         sdk: Any = super()
         sdk.__init__(**options, max_retries=0)
-        self._send = self._resilience.around(self._send_once)
+
+    @property
+    def resilient_request(self) -> Callable[..., Any]:
+        """What each metered request goes through: the decorated function, for `explain()`."""
+        return self._resilience.send
 
     def copy(self, **options: Any) -> Self:
         """A client with other options, of the SDK's or of the kit's; what is not given stays, and state is shared."""
-        resilience = self._resilience.changed(options)
+        resilience = self._resilience.changed(_taken_of_resilient(options))
         extra = {**options.pop("_extra_kwargs", {}), "_resilience": resilience}
         sdk: Any = super()
         copied: Self = sdk.copy(**options, _extra_kwargs=extra)
@@ -134,7 +156,7 @@ class _AsyncClient(_Client, AsyncOpenAI):
         """Send a request of the SDK's through the layers."""
         order = _Order(cast_to, options, stream, stream_cls)
         if order.is_metered():
-            answer = await self._send(order, **order.json(self._resilience.options.get("model")))
+            answer = await self._resilience.send(self, order, **order.json(self._resilience.options.get("model")))
             # Outside of the layers, which have settled what the answer used: it may be cut off, and not to be parsed.
             return await answer.parse() if isinstance(answer, AsyncAPIResponse) and not order.is_raw() else answer
         return await self._hand_on(order.unmetered(self._resilience.options.get("max_retries")))
@@ -155,7 +177,7 @@ class _SyncClient(_Client, OpenAI):
         """Send a request of the SDK's through the layers."""
         order = _Order(cast_to, options, stream, stream_cls)
         if order.is_metered():
-            answer = self._send(order, **order.json(self._resilience.options.get("model")))
+            answer = self._resilience.send(self, order, **order.json(self._resilience.options.get("model")))
             # Outside of the layers, which have settled what the answer used: it may be cut off, and not to be parsed.
             return answer.parse() if isinstance(answer, APIResponse) and not order.is_raw() else answer
         return self._hand_on(order.unmetered(self._resilience.options.get("max_retries")))
@@ -256,7 +278,7 @@ def _of_request(function: Any) -> Any:
         return function
 
     @functools.wraps(function)
-    def of_request(_order: _Order, /, **json: Any) -> Any:
+    def of_request(_client: _Client, _order: _Order, /, **json: Any) -> Any:
         return function(**json)
 
     return of_request

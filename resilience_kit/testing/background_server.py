@@ -4,6 +4,7 @@ import asyncio
 import socket
 import struct
 import threading
+from contextlib import suppress
 
 import uvicorn
 from starlette.types import ASGIApp, Scope
@@ -77,7 +78,9 @@ def reset_connection(scope: Scope) -> None:
     """Reset the request's connection, so that the client sees no response but an error."""
     transport = scope["state"]["transport"]
     # A linger time of 0 makes the kernel send RST instead of a polite end.
-    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    # A client that has left already has no connection to reset.
+    with suppress(OSError):
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
 
 

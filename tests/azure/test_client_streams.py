@@ -9,7 +9,7 @@ import openai
 import pytest
 from azure_helpers import CLIENTS, GREETING, HELLO, UNPACED, Entered, connection, finished, items_of
 
-from resilience_kit import agent, get_all_resilience_stats, resilient
+from resilience_kit import StackOrderWarning, agent, get_all_resilience_stats, resilient
 from resilience_kit.testing import AzureOpenAISimulator, Fault
 
 STREAMED = {**HELLO, "stream": True}
@@ -289,9 +289,11 @@ def test_a_plain_function_that_returns_a_stream_of_a_plain_client_holds_its_slot
 async def test_a_decorated_function_may_return_a_stream_of_a_resilient_client(make_client, kind, slots_taken):
     client = make_client(kind)
 
-    @resilient("function", **UNPACED)
     async def ask(messages):
         return await finished(client.chat.completions.create(**USED))
+
+    with pytest.warns(StackOrderWarning, match="resilient-client"):
+        ask = resilient("function", **UNPACED)(ask)
 
     stream = await ask(HELLO["messages"])
     gc.collect()

@@ -16,6 +16,7 @@ from resilience_kit import (
     ConfigurationError,
     TokenBudgetExceededError,
     agent,
+    explain,
     get_all_resilience_stats,
 )
 from resilience_kit.azure import client_options
@@ -121,12 +122,28 @@ async def test_each_metered_request_takes_its_quota(client):
     assert 300 < limit()["tokens_admitted"] < 340
 
 
+@pytest.mark.parametrize(
+    "call", [lambda it: it.beta.responses.create, lambda it: it.responses.compact], ids=["beta", "compact"]
+)
+async def test_the_beta_of_responses_and_their_compaction_take_their_quota(kind, call):
+    client, sent = mocked(kind, lambda _: httpx2.Response(200, json={}), max_retries=0)
+    await finished(call(client)(model="gpt-4o", input="Hello"))
+    assert len(sent) == limit()["requests_in_window"] == 1
+    await finished(client.close())
+
+
 async def test_a_429_is_retried_in_one_place(make_client, kind, azure, heard):
     azure.inject(Fault.rate_limit(retry_after=1), times=2)
     with no_waiting():
         assert await greet(make_client(kind, max_retries=2)) == GREETING
     assert azure.stats.requests == 3
     assert [event.seconds for event in heard if isinstance(event, Retrying)] == [1.0, 1.0]
+
+
+async def test_retries_are_told_by_the_client_and_its_name(make_client, kind, azure):
+    azure.inject(Fault.rate_limit(retry_after=0))
+    await greet(make_client(kind, name="east"))
+    assert list(get_all_resilience_stats()["retries"]) == [f"resilience_kit.azure.clients.Resilient{kind}('east')"]
 
 
 async def test_no_attempt_is_made_beyond_those_of_the_kit(make_client, kind, azure):
@@ -215,6 +232,13 @@ async def test_usage_settles_the_account_of_the_agent(make_client, kind):
     await greet(client, max_tokens=500)
     assert get_all_resilience_stats()["token_budgets"]["MathAgent"]["tokens_used"] == 9
     assert account("MathAgent")["completion_tokens"] == 7
+
+
+async def test_all_answers_that_are_asked_for_are_reserved(make_client, kind, azure):
+    client = make_client(kind, budget_tokens=500)
+    with pytest.raises(TokenBudgetExceededError):
+        await greet(client, n=4, max_tokens=200)
+    assert azure.stats.requests == 0
 
 
 async def test_the_agent_of_the_block_is_accounted(make_client, kind):
@@ -323,6 +347,16 @@ async def test_a_copy_can_have_other_parameters_of_the_kit(make_client, kind, az
     await greet(client.with_options(agent="ADXAgent", name="other"))
     assert account("ADXAgent")["calls"] == 1
     assert limit("other")["requests_in_window"] == 1
+
+
+async def test_a_copy_keeps_to_the_retry_budget_that_its_original_has_used(make_client, kind, azure):
+    client = make_client(kind, max_retries=1, retry_budget=0.01)
+    azure.inject(Fault.internal_error(), times=10)
+    with no_waiting():
+        for _ in range(3):
+            with pytest.raises(openai.InternalServerError):
+                await greet(client.with_options(timeout=3))
+    assert azure.stats.requests == 4
 
 
 async def test_a_copy_of_an_azure_client_keeps_its_deployment():
@@ -451,3 +485,11 @@ def test_the_package_loads_its_names_lazily_and_tells_them():
     assert resilience_kit.azure.get_all_resilience_stats is get_all_resilience_stats
     with pytest.raises(AttributeError, match="no attribute 'ResilientClient'"):
         resilience_kit.azure.ResilientClient  # noqa: B018 - asking is what raises
+
+
+async def test_explain_tells_the_layers_of_a_clients_method(make_client):
+    report = explain(make_client("AsyncAzureOpenAI", max_retries=7).chat.completions.create)
+
+    layers = ["token_budget", "retry_on_429", "circuit_protected", "rate_limited"]
+    assert [layer.kind for layer in report.layers] == layers
+    assert report.layers[1].parameters["max_retries"].value == 7

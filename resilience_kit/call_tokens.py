@@ -119,13 +119,17 @@ def usage_of(result: Any) -> Usage | None:
 
     The last event of a Responses stream carries it one level down, on its `response`.
     """
-    usage = _field(result, "usage") or _field(_field(result, "response"), "usage")
+    usage = _field(result, "usage")
+    if usage is None:
+        usage = _field(_field(result, "response"), "usage")
     if usage is None:
         return None
     prompt = _first_count(usage, "prompt_tokens", "input_tokens")
     if prompt is None:
         return None
-    details = _field(usage, "prompt_tokens_details") or _field(usage, "input_tokens_details")
+    details = _field(usage, "prompt_tokens_details")
+    if details is None:
+        details = _field(usage, "input_tokens_details")
     return Usage(
         prompt,
         _first_count(usage, "completion_tokens", "output_tokens") or 0,
@@ -135,8 +139,8 @@ def usage_of(result: Any) -> Usage | None:
 
 def model_of(result: Any) -> str | None:
     """The model that answered, by the name that the response or the chunk gives it."""
-    model = _field(result, "model") or _field(_field(result, "response"), "model")
-    return model if isinstance(model, str) else None
+    models = (_field(result, "model"), _field(_field(result, "response"), "model"))
+    return next((model for model in models if isinstance(model, str) and model), None)
 
 
 def text_of(item: Any) -> str:

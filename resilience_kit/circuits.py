@@ -91,6 +91,7 @@ class Circuit(pybreaker.CircuitBreakerListener):
         Raises:
             CircuitOpenError: The circuit is open, or has all its trials under way.
         """
+        admission: Admission | None = None
         try:
             with self._lock:
                 if self._breaker.current_state == pybreaker.STATE_OPEN:
@@ -99,13 +100,18 @@ class Circuit(pybreaker.CircuitBreakerListener):
                         raise self._refusal(f"is open for another {seconds:.1f} s", seconds)
                     self._breaker.half_open()
                 is_trial = self._breaker.current_state == pybreaker.STATE_HALF_OPEN
-                if is_trial:
-                    if self._trials >= self._half_open_max_calls:
-                        raise self._refusal("is half-open, and all its trials are under way", 0.0)
-                    self._trials += 1
-                return Admission(self._state_number, is_trial=is_trial)
-        finally:
+                if is_trial and self._trials >= self._half_open_max_calls:
+                    raise self._refusal("is half-open, and all its trials are under way", 0.0)
+                admission = Admission(self._state_number, is_trial=is_trial)
+                self._trials += is_trial
             self._tell()
+        except BaseException:
+            # a refusal, or an interrupt that comes while a listener hears of the trial
+            if admission is not None:
+                self.settle(admission)
+            self._tell()
+            raise
+        return admission
 
     def readmit(self, admission: Admission) -> None:
         """Ask again for a call that had to wait: it may have been let in under a state that is over.

@@ -87,6 +87,7 @@ _Run = Callable[[Call], Coroutine[Any, Any, Any]]
 
 def _run_function(function: Callable[..., Any]) -> _Run:
     async def run(call: Call) -> Any:
+        call.is_sent = True
         try:
             result = function(*call.args, **call.kwargs)
         except StopIteration as stop:
@@ -104,6 +105,7 @@ def _run_function(function: Callable[..., Any]) -> _Run:
 
 def _run_coroutine_function(function: Callable[..., Any]) -> _Run:
     async def run(call: Call) -> Any:
+        call.is_sent = True
         result = function(*call.args, **call.kwargs)
         # a fallback, or what a plain wrapper around a coroutine function returns, need not be awaitable
         return _held(await result if isinstance(result, CoroutineType) or inspect.isawaitable(result) else result)
@@ -113,6 +115,7 @@ def _run_coroutine_function(function: Callable[..., Any]) -> _Run:
 
 def _run_generator_function(function: Callable[..., Any]) -> _Run:
     async def run(call: Call) -> _Stream:
+        call.is_sent = True
         generator = function(*call.args, **call.kwargs)
         if not isinstance(generator, Generator):
             raise _no_generator(function, generator)
@@ -126,6 +129,7 @@ def _run_generator_function(function: Callable[..., Any]) -> _Run:
 
 def _run_async_generator_function(function: Callable[..., Any]) -> _Run:
     async def run(call: Call) -> _Stream:
+        call.is_sent = True
         generator = function(*call.args, **call.kwargs)
         if not isinstance(generator, AsyncGenerator):
             raise _no_generator(function, generator)

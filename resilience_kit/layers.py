@@ -58,7 +58,7 @@ class Parameters:
 class Call:
     """One call of a decorated function: its arguments, and how it waits."""
 
-    __slots__ = ("args", "kwargs", "parameters", "passages", "waiting")
+    __slots__ = ("args", "is_sent", "kwargs", "parameters", "passages", "waiting")
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], parameters: Parameters, waiting: Waiting) -> None:
         self.args = args
@@ -66,6 +66,8 @@ class Call:
         self.parameters = parameters
         self.waiting = waiting
         self.passages: list[Passage] = []
+        # whether the function has been called since somebody last said that it was not
+        self.is_sent = False
 
     def recheck(self) -> None:
         """Ask the guards further out, after a wait, whether the call may still be sent."""

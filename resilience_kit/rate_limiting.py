@@ -6,7 +6,7 @@ from typing import Any, ClassVar, ParamSpec, TypeVar, overload
 
 from resilience_kit import call_tokens, decorating
 from resilience_kit.agents import current_agent
-from resilience_kit.errors import ConfigurationError, ResilienceError
+from resilience_kit.errors import ConfigurationError
 from resilience_kit.layers import Call, Guard, Passage
 from resilience_kit.rate_limits import PERIOD, RateLimit, RateLimitConfiguration, Ticket, rate_limits
 from resilience_kit.registry import Value, effective
@@ -19,19 +19,23 @@ Tokens = int | float | Callable[..., int | float]
 
 
 class _Passage(Passage):
-    __slots__ = ("_limit", "_ticket")
+    __slots__ = ("_call", "_limit", "_ticket")
 
-    def __init__(self, limit: RateLimit, ticket: Ticket) -> None:
+    def __init__(self, call: Call, limit: RateLimit, ticket: Ticket) -> None:
+        self._call = call
         self._limit = limit
         self._ticket = ticket
 
     def leave(self, result: Any, error: BaseException | None, /) -> None:
-        # An error of the kit's own comes from a layer below that refused: nothing was sent.
-        self._limit.release(self._ticket, sent=not isinstance(error, ResilienceError))
-        if error is None:
-            self.opened(result)
-        elif is_rate_limit(error):
-            self._limit.refused(self._ticket, advice_from_error(error))
+        try:
+            # before the slot goes to the next in the queue, who must hear of it too
+            if error is None:
+                self.opened(result)
+            elif is_rate_limit(error):
+                self._limit.refused(self._ticket, advice_from_error(error))
+        finally:
+            # a layer below may have refused the call
+            self._limit.release(self._ticket, sent=self._call.is_sent)
 
     def opened(self, response: Any, /) -> None:
         advice = advice_from_result(response)
@@ -68,7 +72,9 @@ class RateLimiting(Guard):
         tokens = await self._count(call) if self._fixed_tokens is None else self._fixed_tokens
         agent = current_agent()
         priority = self._priority if agent is None or agent.priority is None else agent.priority
-        return _Passage(limit, await limit.acquire(call, tokens, priority, self._max_wait))
+        ticket = await limit.acquire(call, tokens, priority, self._max_wait)
+        call.is_sent = False
+        return _Passage(call, limit, ticket)
 
     def describe(self) -> dict[str, Value]:
         """The effective parameters, and where each came from."""
@@ -125,8 +131,9 @@ def rate_limited(
         requests_per_minute: Calls in any window of `period`, and a sixth of them in any sixth of it. Default:
             REQUESTS_PER_MINUTE, 60.
         tokens_per_minute: Tokens in any window of `period`. Default: TOKENS_PER_MINUTE, 150,000.
-        max_concurrent: Calls under way at once; a stream counts until it is read, closed or dropped. Default:
-            MAX_CONCURRENT_REQUESTS, 3.
+        max_concurrent: Calls under way at once; a stream counts until it is read, closed or dropped. A function that
+            calls another one needs another name than that one, or both may wait for each other's slots for ever.
+            Default: MAX_CONCURRENT_REQUESTS, 3.
         min_interval: Seconds between the starts of two calls. Default: MIN_REQUEST_INTERVAL_MS, 0.1.
         period: Length of the quota's window in seconds: Azure's is 60, a test's is shorter.
         tokens: What a call costs: a number, or a function of the call's own arguments. Default: an estimate from

@@ -10,10 +10,11 @@ that is full, so there is none for requests and tokens.
 import math
 import threading
 from asyncio import AbstractEventLoop
+from bisect import bisect_left, insort
 from collections import deque
 from dataclasses import dataclass
-from heapq import heappop, heappush
 from itertools import count
+from operator import attrgetter
 from typing import cast
 
 from aiolimiter import AsyncLimiter
@@ -29,8 +30,9 @@ from resilience_kit.waiting import Waiter, now
 PERIOD = 60.0
 # Timers may fire a rounding error before the moment that they were set for: no wait is shorter than a microsecond.
 _SHORTEST_WAIT = 1e-6
-# Seconds by which a caller behind the first gives it precedence; its loop may stand still, or its thread be gone.
-_LONGEST_GRACE = 1.0
+# Seconds by which a caller behind the first gives it precedence; its loop may stand still, or its thread be gone. They
+# double with each look that a caller takes, or a long queue would be busy with looking; up to a period.
+_FIRST_GRACE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,23 +84,26 @@ class _Spacing(AsyncLimiter):
         self._level += 1
 
 
+# When a call comes to its turn, as if all priorities were one, and in which order it came.
+_Place = tuple[float, int]
+_place_of = attrgetter("place")
+
+
 class Ticket:
     """One call's place in the queue, and then its slot."""
 
-    __slots__ = ("granted_at", "tokens", "waiter", "withdrawn")
+    __slots__ = ("grace", "granted_at", "place", "tokens", "waiter")
 
-    def __init__(self, tokens: int) -> None:
+    def __init__(self, tokens: int, place: _Place) -> None:
         self.tokens = tokens
+        self.place = place
+        self.grace = _FIRST_GRACE
         self.granted_at: float | None = None
         self.waiter: Waiter | None = None
-        self.withdrawn = False
 
     def is_granted(self) -> bool:
         """Whether it is a slot by now."""
         return self.granted_at is not None
-
-
-_Place = tuple[float, int, Ticket]
 
 
 class RateLimit:
@@ -116,7 +121,7 @@ class RateLimit:
         self._spacing = self._new_spacing()
         self._lock = threading.Lock()
         self._order = count()
-        self._queue: list[_Place] = []
+        self._queue: list[Ticket] = []
         self._in_flight = 0
         # Who set a timer for the moment when the head of the queue fits.
         self._timekeeper: Ticket | None = None
@@ -129,12 +134,11 @@ class RateLimit:
         """Where the limit stands now."""
         with self._lock:
             requests, tokens = self._ledger.used(now())
-            waiting = sum(not ticket.withdrawn for _, _, ticket in self._queue)
             values = {key: parameter.value for key, parameter in self.parameters.items()}
             statistics = RateLimitStatistics(
                 in_flight=self._in_flight,
                 max_concurrent=self._max_concurrent,
-                waiting=waiting,
+                waiting=len(self._queue),
                 requests_in_window=requests,
                 requests_per_minute=values["requests_per_minute"],
                 tokens_in_window=tokens,
@@ -158,7 +162,7 @@ class RateLimit:
         Its priority is 0. It takes longer where a slot has to become free: nobody knows when calls end.
         """
         with self._lock:
-            seconds = self._look_ahead((now(), next(self._order), Ticket(tokens)))
+            seconds = self._look_ahead(Ticket(tokens, (now(), next(self._order))))
         self._take_back()
         return seconds
 
@@ -170,37 +174,39 @@ class RateLimit:
         """
         if tokens > self._tokens_per_period:
             raise self._refusal(math.inf, max_wait, tokens)
-        ticket = Ticket(tokens)
         ahead, known_wait, due = 0, 0.0, None
         with self._lock:
             arrived = now()
             # A step of priority is worth a period of waiting, so that no priority waits for ever.
-            place = (arrived + priority * self._period, next(self._order), ticket)
+            ticket = Ticket(tokens, (arrived + priority * self._period, next(self._order)))
             if not self._queue and self._has_slot() and self._seconds_until_fits(tokens, arrived) <= 0:
                 self._admit(ticket, arrived)
             else:
-                heappush(self._queue, place)
+                # raises where there is no event loop of asyncio, and so comes first
+                waiter = call.waiting.waiter()
+                insort(self._queue, ticket, key=_place_of)
                 due = self._serve()
-            if not ticket.is_granted():
-                ticket.waiter = call.waiting.waiter()
-                due = self._patience(ticket, due)
-                ahead = sum(other < place and not other[2].withdrawn for other in self._queue)
-                known_wait = 0.0 if max_wait is None else self._look_ahead(place)
-        if self._returned:
-            self._take_back()
-        if ticket.waiter is None:
-            emit(Admitted(name=self.name, waited=0.0, tokens=tokens))
-            return ticket
+                if not ticket.is_granted():
+                    ticket.waiter = waiter
+                    due = self._patience(ticket, due)
+                    ahead = self._index(ticket)
+                    known_wait = 0.0 if max_wait is None else self._look_ahead(ticket)
         try:
-            if max_wait is not None and known_wait > max_wait:
-                raise self._refusal(known_wait, max_wait, tokens)
-            emit(WaitingEvent(name=self.name, seconds=due, tokens=tokens, ahead=ahead))
-            await self._wait(ticket, ticket.waiter, due, max_wait, arrived)
-            call.recheck()
+            if self._returned:
+                self._take_back()
+            waited = 0.0
+            if ticket.waiter is not None:
+                if max_wait is not None and known_wait > max_wait:
+                    raise self._refusal(known_wait, max_wait, tokens)
+                emit(WaitingEvent(name=self.name, seconds=due, tokens=tokens, ahead=ahead))
+                await self._wait(ticket, ticket.waiter, due, max_wait, arrived)
+                call.recheck()
+                waited = now() - arrived
+            emit(Admitted(name=self.name, waited=waited, tokens=tokens))
         except BaseException:
+            # also an interrupt that comes while a listener hears of the call
             self.release(ticket, sent=False)
             raise
-        emit(Admitted(name=self.name, waited=now() - arrived, tokens=tokens))
         return ticket
 
     def release(self, ticket: Ticket, *, sent: bool) -> None:
@@ -241,7 +247,9 @@ class RateLimit:
         deadline = math.inf if max_wait is None else arrived + max_wait
         while not ticket.is_granted():
             seconds = min(math.inf if due is None else due, deadline - now())
-            await waiter.wait(None if seconds == math.inf else max(seconds, _SHORTEST_WAIT))
+            await waiter.wait(
+                None if seconds == math.inf else max(seconds, _SHORTEST_WAIT), for_another_call=due is None
+            )
             with self._lock:
                 due = self._patience(ticket, self._serve())
             self._take_back()
@@ -252,14 +260,18 @@ class RateLimit:
         """Seconds after which a waiting call looks after the queue: the head in time, others if it has not by then."""
         if self._timekeeper is ticket:
             return due
-        return None if mode.skips_waiting else (due or 0.0) + min(_LONGEST_GRACE, self._period)
+        if mode.skips_waiting:
+            return None
+        grace = min(ticket.grace, self._period)
+        ticket.grace *= 2
+        return (due or 0.0) + grace
 
     def _serve(self) -> float | None:
         """Serve the queue from its head. Returns the seconds until the next one fits; None if it needs a slot."""
         due: float | None = None
         while self._queue:
-            ticket = self._queue[0][2]
-            if not (ticket.withdrawn or (ticket.waiter is not None and ticket.waiter.is_dead)):
+            ticket = self._queue[0]
+            if ticket.waiter is None or not ticket.waiter.is_dead:
                 if not self._has_slot():
                     due = None
                     break
@@ -268,8 +280,8 @@ class RateLimit:
                 if due > 0:
                     break
                 self._admit(ticket, current)
-            heappop(self._queue)
-        head = self._queue[0][2] if self._queue else None
+            del self._queue[0]
+        head = self._queue[0] if self._queue else None
         has_new_task = head is not self._timekeeper or (due is not None and self._timekeeper_waits_for_slot)
         self._timekeeper, self._timekeeper_waits_for_slot = head, due is None
         if has_new_task and head is not None and head.waiter is not None:
@@ -297,30 +309,36 @@ class RateLimit:
             try:
                 while self._returned:
                     ticket, sent = self._returned.popleft()
-                    ticket.withdrawn = True
-                    if ticket.granted_at is not None:
-                        self._in_flight -= 1
-                        if not sent:
-                            self._ledger.give_back(ticket.tokens, ticket.granted_at)
+                    if ticket.granted_at is None:
+                        index = self._index(ticket)
+                        # the place of a caller whose loop was closed is gone already
+                        if ticket in self._queue[index : index + 1]:
+                            del self._queue[index]
+                        continue
+                    self._in_flight -= 1
+                    if not sent:
+                        self._ledger.give_back(ticket.tokens, ticket.granted_at)
                 if self._queue:
                     self._serve()
             finally:
                 self._lock.release()
 
-    def _look_ahead(self, place: _Place) -> float:
-        """Seconds until a place is served, in the queue yet or not, if slots were free: it takes no less."""
+    def _index(self, ticket: Ticket) -> int:
+        """How many are ahead of a call in the queue."""
+        return bisect_left(self._queue, ticket.place, key=_place_of)
+
+    def _look_ahead(self, ticket: Ticket) -> float:
+        """Seconds until a call is served, in the queue yet or not, if slots were free: it takes no less."""
         ledger = self._ledger.copy()
         started = now()
         current = started + (self._spacing.seconds_until_room() if self._spacing is not None else 0.0)
-        for other in sorted(self._queue):
-            if other >= place:
+        for other in self._queue:
+            if other.place >= ticket.place:
                 break
-            if other[2].withdrawn:
-                continue
-            current += ledger.seconds_until_fits(other[2].tokens, current)
-            ledger.commit(other[2].tokens, current)
+            current += ledger.seconds_until_fits(other.tokens, current)
+            ledger.commit(other.tokens, current)
             current += self._min_interval
-        return current + ledger.seconds_until_fits(place[2].tokens, current) - started
+        return current + ledger.seconds_until_fits(ticket.tokens, current) - started
 
     def _refusal(self, wait: float | None, max_wait: float | None, tokens: int) -> RateLimitTimeoutError:
         seconds = None if wait == math.inf else wait

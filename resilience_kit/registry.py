@@ -3,6 +3,7 @@
 This is the only place where the kit keeps something global.
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -145,6 +146,11 @@ class Registry(Generic[ConfigurationT, NamedT]):
         with self._lock:
             return dict(self._items)
 
+    def start_anew(self) -> None:
+        """Forget in a forked child what its parent used: the threads that hold it are not there to give it back."""
+        self._lock = threading.RLock()
+        self._items = {}
+
     def reset(self, name: str | None = None) -> None:
         """Put one name, or all, back to the start."""
         items = self.items()
@@ -182,6 +188,16 @@ class Registry(Generic[ConfigurationT, NamedT]):
 
 
 all_registries: "list[Registry[Any, Any]]" = []
+
+
+def start_anew() -> None:
+    """Use all names for the first time again, as in a process that has just started."""
+    for registry in all_registries:
+        registry.start_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=start_anew)
 
 
 def _given(configuration: Configuration) -> str:

@@ -17,7 +17,7 @@ from resilience_kit import decorating
 from resilience_kit.errors import ConfigurationError, ResilienceError
 from resilience_kit.events import RetriesExhausted, RetriesRecovered, Retrying, emit
 from resilience_kit.layers import Call, Repeater, name_of
-from resilience_kit.registry import Value, effective
+from resilience_kit.registry import Value, effective, mode
 from resilience_kit.server_advice import (
     advice_from_error,
     is_content_filter,
@@ -91,17 +91,20 @@ class RetryLoop(Repeater):
     def __init__(self, name: str, configuration: RetryConfiguration) -> None:
         self.name = name
         self.configuration = configuration
+        self._values: tuple[object, dict[str, Any]] | None = None
         self.budget = None if configuration.retry_budget is None else _RetryBudget(configuration.retry_budget)
 
     async def run(self, call: Call, attempt: Callable[[], Awaitable[T]], /) -> T:
         """Run the call, and again while it fails with what is retried."""
+        values = self.values()
         if self.budget is not None:
             self.budget.count_call()
         started = now()
         try:
             return await attempt()
         except Exception as error:
-            if self.reason(error) is None:
+            reason = self.reason(error)
+            if reason is None:
                 raise
             failed: Exception | None = error
 
@@ -112,9 +115,9 @@ class RetryLoop(Repeater):
                 raise error
             return await attempt()
 
-        story = _Story(self, started)
+        story = _Story(self, values, started, reason)
         controller = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(lambda error: self.reason(error) is not None),
+            retry=tenacity.retry_if_exception(story.is_retried),
             wait=story.wait,
             stop=story.stop,
             before_sleep=story.tell,
@@ -128,6 +131,13 @@ class RetryLoop(Repeater):
             raise
         emit(RetriesRecovered(name=self.name, attempts=story.attempts + 1))
         return result
+
+    def values(self) -> dict[str, Any]:
+        """The effective values, read at a call's start: a bad setting stops the first one, not the first that fails."""
+        if self._values is None or self._values[0] is not mode.settings:
+            values = {name: parameter.value for name, parameter in self.describe().items()}
+            self._values = mode.settings, values
+        return self._values[1]
 
     def reason(self, error: BaseException) -> str | None:
         """Why an error is retried: "rate limit", "transient" or "retry_if"; None if it is not."""
@@ -168,10 +178,11 @@ class RetryLoop(Repeater):
 class _Story:
     """How the retries of one call go: tenacity asks it how long to wait and when to stop."""
 
-    def __init__(self, loop: RetryLoop, started: float) -> None:
+    def __init__(self, loop: RetryLoop, values: dict[str, Any], started: float, reason: str) -> None:
         self._loop = loop
         self._started = started
-        self._values = {name: parameter.value for name, parameter in loop.describe().items()}
+        self._values = values
+        self._reason: str | None = reason
         backoff = tenacity.wait_random_exponential if self._values["jitter"] else tenacity.wait_exponential
         self._backoff = backoff(
             multiplier=self._values["initial_backoff"],
@@ -181,6 +192,12 @@ class _Story:
         self._told: float | None = None
         self._bound: str | None = None
         self.attempts = 0
+
+    def is_retried(self, error: BaseException) -> bool:
+        """Whether another attempt may follow; the first attempt was asked about before tenacity came in."""
+        if self.attempts:
+            self._reason = self._loop.reason(error)
+        return self._reason is not None
 
     def wait(self, state: tenacity.RetryCallState) -> float:
         """Seconds to wait: the server's word, else the backoff."""
@@ -203,14 +220,13 @@ class _Story:
 
     def tell(self, state: tenacity.RetryCallState) -> None:
         """Say that another attempt follows."""
-        error = _error_of(state)
         emit(
             Retrying(
                 name=self._loop.name,
                 attempt=state.attempt_number,
                 seconds=state.upcoming_sleep,
-                reason=self._loop.reason(error) or "",
-                error=type(error).__name__,
+                reason=self._reason or "",
+                error=type(_error_of(state)).__name__,
                 told=self._told is not None,
             )
         )

@@ -68,6 +68,8 @@ class ResilienceSettings(BaseSettings):
         except ValidationError as error:
             details = error.errors()
             raise ConfigurationError("; ".join(_explained(it, str(it["loc"][0]).upper()) for it in details)) from error
+        except UnicodeDecodeError as error:
+            raise ConfigurationError(f"{_ENV_FILE} is not UTF-8 text: {error}") from error
         self._given = frozenset(values)
         self._variables = {
             name.upper(): value

@@ -1,5 +1,6 @@
 """What happened so far, counted from events, beside where each limit, circuit and budget stands: in plain JSON."""
 
+import os
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -166,6 +167,10 @@ class _Counts:
 # Reentrant: the garbage collector may drop a stream, and so end a call, while its thread counts another.
 _lock = threading.RLock()
 _counts = _Counts()
+
+if hasattr(os, "register_at_fork"):
+    # so that no other thread holds it in the copy of the process
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 @contextmanager

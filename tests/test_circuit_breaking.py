@@ -486,6 +486,21 @@ async def test_a_listener_may_ask_the_circuit_that_it_hears_of():
     assert states == ["OPEN"]
 
 
+async def test_an_interrupt_while_listeners_hear_of_a_trial_gives_its_permit_back():
+    def interrupt(event):
+        if isinstance(event, CircuitHalfOpened):
+            raise KeyboardInterrupt
+
+    await fail()
+    await asyncio.sleep(60)
+    unsubscribe = subscribe(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        await ask()
+    unsubscribe()
+
+    assert get_all_resilience_stats()["circuit_breakers"]["chat"]["trials_in_flight"] == 0
+
+
 async def test_a_stream_that_breaks_after_its_first_item_is_a_failure():
     @circuit_protected("stream", failure_threshold=1)
     async def stream():

@@ -1,6 +1,7 @@
 """@rate_limited: never above the quota in any window, first come first served, one limit for all threads and loops."""
 
 import asyncio
+import signal
 import threading
 from collections import Counter
 from contextlib import suppress
@@ -20,6 +21,7 @@ from resilience_kit import (
 )
 from resilience_kit.events import QuotaTightened, Waiting, WaitRefused
 from resilience_kit.testing import no_waiting
+from resilience_kit.waiting import TaskWaiter
 
 pytestmark = pytest.mark.looptime
 
@@ -270,6 +272,38 @@ async def test_max_wait_ends_a_wait_for_a_slot_that_nobody_gives_back():
     await task
 
 
+async def test_without_waiting_max_wait_still_leaves_a_call_time_to_give_its_slot_back():
+    ask = rate_limited("chat", max_concurrent=1, min_interval=0, max_wait=5)(Recorder(seconds=1))
+    with no_waiting():
+        await asyncio.gather(ask(), ask())
+
+    assert in_flight("chat") == 0
+
+
+def test_max_wait_may_be_longer_than_a_thread_can_wait():
+    started, release = threading.Event(), threading.Event()
+
+    @rate_limited("chat", max_concurrent=1, min_interval=0, max_wait=1e12)
+    def ask():
+        started.set()
+        release.wait(5)
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    with pytest.MonkeyPatch.context() as patch:
+        raised = []
+        patch.setattr(threading, "excepthook", raised.append)
+        threads[0].start()
+        started.wait(5)
+        threads[1].start()
+        while get_all_resilience_stats()["rate_limiters"]["chat"]["waiting"] == 0 and threads[1].is_alive():
+            pass
+        release.set()
+        for thread in threads:
+            thread.join(5)
+
+    assert raised == []
+
+
 async def test_max_wait_ends_a_wait_that_others_made_longer():
     settings = {"tokens_per_minute": 100, "tokens": 100, **UNPACED}
     urgent = rate_limited("chat", **settings)(Recorder())
@@ -347,6 +381,25 @@ async def test_what_a_layer_below_refuses_costs_no_quota():
     assert get_all_resilience_stats()["rate_limiters"]["chat"]["tokens_in_window"] == 10
 
 
+async def test_a_refusal_of_another_call_that_the_function_makes_costs_its_own_quota():
+    sent = []
+
+    @rate_limited("inner", tokens_per_minute=1, tokens=2)
+    async def inner():
+        pass
+
+    @rate_limited("outer", requests_per_minute=2, min_interval=0, max_wait=0)
+    async def ask():
+        sent.append("outer")
+        await inner()
+
+    for _ in range(5):
+        with pytest.raises(RateLimitTimeoutError):
+            await ask()
+
+    assert sent == ["outer"]
+
+
 class RefusalError(Exception):
     """What an HTTP client raises for a status of 429."""
 
@@ -368,6 +421,21 @@ async def test_one_refusal_makes_all_callers_of_the_name_wait_as_long_as_the_ser
     await asyncio.gather(*(rate_limited("chat", **UNPACED)(recorder)() for _ in range(3)))
 
     assert recorder.starts == pytest.approx([13, 13, 13])
+
+
+async def test_a_caller_that_waits_for_the_slot_of_a_refused_call_hears_of_the_refusal_too():
+    starts = []
+
+    @rate_limited("chat", max_concurrent=1, min_interval=0)
+    async def ask():
+        starts.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(1)
+        if len(starts) == 1:
+            raise RefusalError(retry_after="13")
+
+    await asyncio.gather(ask(), ask(), return_exceptions=True)
+
+    assert starts == pytest.approx([0, 14])
 
 
 async def test_a_refusal_for_a_day_holds_nobody_else_up():
@@ -500,6 +568,48 @@ def test_a_thread_that_waits_for_a_slot_is_woken_by_the_one_that_gives_it_back()
         thread.join(5)
 
     assert not any(thread.is_alive() for thread in threads)
+
+
+def test_an_interrupt_while_a_thread_waits_gives_its_place_back():
+    ask = rate_limited("chat", requests_per_minute=1, **UNPACED)(lambda: None)
+    ask()
+    interrupt = threading.Timer(0.05, signal.raise_signal, [signal.SIGINT])
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        ask()
+    interrupt.join()
+
+    assert get_all_resilience_stats()["rate_limiters"]["chat"]["waiting"] == 0
+
+
+def test_an_interrupt_while_listeners_hear_of_a_call_gives_its_slot_back():
+    def interrupt(event):
+        raise KeyboardInterrupt
+
+    ask = rate_limited("chat")(lambda: None)
+    unsubscribe = subscribe(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        ask()
+    unsubscribe()
+
+    assert in_flight("chat") == 0
+
+
+async def test_a_long_queue_costs_no_more_for_each_that_waits_than_a_short_one(monkeypatch):
+    waits = []
+    wait = TaskWaiter.wait
+
+    async def counted(waiter, seconds, **options):
+        waits.append(seconds)
+        await wait(waiter, seconds, **options)
+
+    monkeypatch.setattr(TaskWaiter, "wait", counted)
+    recorder = Recorder()
+    ask = rate_limited("chat", requests_per_minute=60, max_concurrent=10, min_interval=1)(recorder)
+    await asyncio.gather(*map(ask, range(500)))
+
+    assert recorder.order == list(range(500))
+    assert len(waits) < 500 * 20
 
 
 def test_a_caller_whose_loop_was_closed_in_the_queue_holds_nobody_up():

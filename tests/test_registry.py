@@ -1,3 +1,4 @@
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +17,9 @@ from resilience_kit import (
 )
 from resilience_kit.circuit_breaking import CircuitConfiguration, circuits
 from resilience_kit.rate_limits import RateLimitConfiguration, rate_limits
+from resilience_kit.registry import mode, start_anew
 from resilience_kit.settings import current_settings
-from resilience_kit.testing import isolated
+from resilience_kit.testing import isolated, no_waiting
 
 
 def answer():
@@ -154,6 +156,45 @@ def test_the_parameters_of_a_name_in_use_are_those_that_it_was_built_with():
     assert rate_limits.describe("chat", RateLimitConfiguration())["requests_per_minute"].value == 60
 
 
+def test_a_forked_child_does_not_wait_for_the_slots_of_its_parents_threads():
+    script = """
+import os, threading
+from resilience_kit import rate_limited
+
+holding, done = threading.Event(), threading.Event()
+
+@rate_limited("chat", max_concurrent=1, min_interval=0, max_wait=0.1)
+def ask(hold):
+    if hold:
+        holding.set()
+        done.wait(5)
+
+thread = threading.Thread(target=ask, args=[True])
+thread.start()
+holding.wait(5)
+child = os.fork()
+if child == 0:
+    ask(False)
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+done.set()
+"""
+    command = [sys.executable, "-c", script]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)  # noqa: S603 - the script above
+
+    assert run.stdout == "7\n", run.stderr
+
+
+def test_what_starts_anew_has_all_its_quota_and_keeps_what_was_declared():
+    ask = rate_limited("chat", requests_per_minute=1)(answer)
+    ask()
+    start_anew()
+    ask()
+
+    assert limit_of("chat")["requests_in_window"] == 1
+    assert limit_of("chat")["requests_per_minute"] == 1
+
+
 def test_isolated_starts_with_no_names():
     rate_limited("chat")(answer)()
     with isolated():
@@ -165,6 +206,16 @@ def test_isolated_lets_a_name_be_declared_otherwise():
     with isolated():
         rate_limited("chat", requests_per_minute=200)(answer)()
         assert limit_of("chat")["requests_per_minute"] == 200
+
+
+def test_isolated_keeps_the_time_that_was_skipped_in_it_to_itself():
+    ask = rate_limited("chat", requests_per_minute=1)(lambda: "four")
+    before = mode.seconds_skipped
+    with isolated(), no_waiting():
+        ask()
+        ask()
+
+    assert mode.seconds_skipped == before
 
 
 def test_isolated_forgets_what_was_declared_in_it():

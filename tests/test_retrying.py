@@ -10,7 +10,9 @@ from resilience_kit import (
     CircuitOpenError,
     ConfigurationError,
     RateLimitTimeoutError,
+    ResilienceSettings,
     TokenBudgetExceededError,
+    configure,
     get_all_resilience_stats,
     retry_on_429,
 )
@@ -229,6 +231,46 @@ async def test_a_retry_if_that_raises_reaches_the_caller_with_the_error_that_it_
     with pytest.raises(KeyError, match="mine") as raised:
         await retry_on_429(retry_if=broken)(Service(LookupError()))()
     assert isinstance(raised.value.__context__, LookupError)
+
+
+async def test_retry_if_is_asked_once_about_each_error():
+    asked = []
+
+    def retry_if(error):
+        asked.append(str(error))
+        return True
+
+    service = Service(KeyError(1), KeyError(2))
+    await retry_on_429(retry_if=retry_if)(service)()
+
+    assert asked == ["1", "2"]
+
+
+async def test_a_bad_setting_stops_the_first_call_and_does_not_wait_for_a_failure(monkeypatch):
+    monkeypatch.setenv("MAX_RETRIES", "many")
+    service = Service()
+
+    with pytest.raises(ConfigurationError, match="MAX_RETRIES='many'"):
+        await retry_on_429(service)()
+    assert service.times == []
+
+
+async def test_settings_are_not_read_where_all_is_said(monkeypatch):
+    monkeypatch.setenv("MAX_RETRIES", "many")
+    ask = retry_on_429(max_retries=1, initial_backoff=1, max_backoff=1, backoff_multiplier=1)(Service())
+
+    assert await ask() == "answer"
+
+
+async def test_configured_settings_count_from_the_next_call_on():
+    service = Service(*[RefusalError()] * 5)
+    ask = retry_on_429(initial_backoff=0)(service)
+    configure(ResilienceSettings(max_retries=0))
+    with pytest.raises(RefusalError):
+        await ask()
+    configure(ResilienceSettings(max_retries=4))
+
+    assert await ask() == "answer"
 
 
 async def test_the_error_at_the_end_is_the_last_one_of_the_function_with_a_note():

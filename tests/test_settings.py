@@ -160,6 +160,12 @@ def test_a_bad_value_in_dotenv_is_told_alike(env_file):
         ResilienceSettings()
 
 
+def test_a_dotenv_that_is_not_text_is_told_alike(tmp_path):
+    (tmp_path / ".env").write_bytes("MAX_RETRIES=3  # trois réessais".encode("latin-1"))
+    with pytest.raises(ConfigurationError, match=r"\.env.*UTF-8"):
+        ResilienceSettings()
+
+
 def test_a_bad_argument_is_told_alike():
     with pytest.raises(ConfigurationError, match=r"^MAX_RETRIES=-1: expected greater than or equal to 0$"):
         ResilienceSettings(max_retries=-1)

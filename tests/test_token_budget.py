@@ -958,3 +958,16 @@ def test_a_stream_without_usage_is_priced_as_the_model_that_its_chunks_name():
 
     usd = get_all_resilience_stats()["agents"]["MathAgent"]["usd"]
     assert usd == pytest.approx(cost_usd(Usage(2, 2), "gpt-4o-mini"))
+
+
+def test_a_result_whose_usage_is_neither_true_nor_false_reaches_the_caller():
+    class Column:
+        def __bool__(self):
+            raise ValueError("ambiguous")
+
+    class Table:
+        usage = Column()
+
+    table = Table()
+
+    assert token_budget("MathAgent", budget_tokens=100)(lambda prompt: table)("hello world") is table

@@ -55,6 +55,7 @@ def isolated() -> Iterator[None]:
     """Give a test names, counters and settings of its own; those of before are back after it.
 
     A function that was decorated before it keeps what its decorators say, and starts with all its quota.
+    It holds for the whole process: two that overlap in different threads undo each other.
 
     Example:
         >>> from resilience_kit.testing import isolated
@@ -63,6 +64,7 @@ def isolated() -> Iterator[None]:
         Ellipsis
     """
     settings, registry.mode.settings = registry.mode.settings, None
+    skipped = registry.mode.seconds_skipped
     with ExitStack() as stack:
         for kind in registry.all_registries:
             stack.enter_context(kind.isolated())
@@ -72,3 +74,4 @@ def isolated() -> Iterator[None]:
             yield
         finally:
             registry.mode.settings = settings
+            registry.mode.seconds_skipped = skipped

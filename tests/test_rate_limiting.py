@@ -573,7 +573,8 @@ def test_a_thread_that_waits_for_a_slot_is_woken_by_the_one_that_gives_it_back()
 def test_an_interrupt_while_a_thread_waits_gives_its_place_back():
     ask = rate_limited("chat", requests_per_minute=1, **UNPACED)(lambda: None)
     ask()
-    interrupt = threading.Timer(0.05, signal.raise_signal, [signal.SIGINT])
+    # to the thread that waits: a signal that another thread takes does not end its wait
+    interrupt = threading.Timer(0.05, signal.pthread_kill, [threading.get_ident(), signal.SIGINT])
     interrupt.start()
     with pytest.raises(KeyboardInterrupt):
         ask()

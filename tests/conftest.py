@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,12 @@ def heard():
 def slots_taken():
     """Tell how many slots of a rate limit are taken."""
     return lambda name="default": rate_limits.items()[name].statistics().in_flight
+
+
+@pytest.fixture
+def restless_threads():
+    """Let threads take turns as often as they can, so that what is not guarded breaks."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)

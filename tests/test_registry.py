@@ -124,15 +124,6 @@ def test_a_reset_of_a_name_that_is_declared_but_was_never_called_does_nothing():
     assert circuits.items() == {}
 
 
-@pytest.fixture
-def restless_threads():
-    """Let threads take turns as often as they can, so that what is not guarded breaks."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
-
-
 def test_threads_that_use_a_name_first_at_the_same_moment_get_one_object(restless_threads):
     together = threading.Barrier(8)
 

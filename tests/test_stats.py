@@ -1,6 +1,5 @@
 import asyncio
 import json
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -281,15 +280,6 @@ def test_an_agent_shows_what_it_used():
             "tokens_truncated": 2,
         }
     }
-
-
-@pytest.fixture
-def restless_threads():
-    """Let threads take turns as often as they can, so that what is not guarded breaks."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
 
 
 def test_counts_are_exact_over_threads(restless_threads):

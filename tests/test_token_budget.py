@@ -606,15 +606,6 @@ async def test_reservations_and_use_together_never_exceed_the_budget(calls):
     assert (levels[-1]["tokens_used"], levels[-1]["tokens_reserved"]) == (sum(settled), 0)
 
 
-@pytest.fixture
-def restless_threads():
-    """Let threads take turns as often as they can, so that what is not guarded breaks."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
-
-
 def test_functions_of_one_agent_share_its_budget_over_threads(restless_threads):
     together = threading.Barrier(8)
 

@@ -21,9 +21,9 @@ assert_type(client.with_options(timeout=3), ResilientAsyncAzureOpenAI)
 ResilientAzureOpenAI(azure_ad_token_provider=lambda: "token", api_version="2024-10-21", name="east")
 ResilientOpenAI(base_url="https://example.test", on_exceed="truncate")
 
-ResilientOpenAI(api_key=1)  # type: ignore[arg-type]
-ResilientOpenAI(max_concurrent="2")  # type: ignore[arg-type]
-ResilientOpenAI(azure_endpoint="https://example.test")  # type: ignore[call-arg]
+ResilientOpenAI(api_key=1)  # type: ignore[arg-type]  # wrong on purpose
+ResilientOpenAI(max_concurrent="2")  # type: ignore[arg-type]  # wrong on purpose
+ResilientOpenAI(azure_endpoint="https://example.test")  # type: ignore[call-arg]  # wrong on purpose
 
 
 async def ask() -> None:

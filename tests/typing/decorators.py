@@ -411,12 +411,12 @@ async def check_resilient(bare: BareResilient, called: CalledResilient) -> None:
 
 def check_mistakes() -> None:
     """Each of these is an error to both checkers: an ignore that is not needed is one as well."""
-    rate_limited(say)(4)  # type: ignore[arg-type]
-    rate_limited("chat")(say)("four", number=2)  # type: ignore[call-arg]
-    BareLimited().say(4)  # type: ignore[arg-type]
-    rate_limited(requests_per_minute="many")  # type: ignore[call-overload]
-    rate_limited(4)  # type: ignore[call-overload]
-    retry_on_429("chat")  # type: ignore[call-overload]
-    circuit_protected(fallback="four")  # type: ignore[call-overload]
-    token_budget(on_exceed="ignore")  # type: ignore[call-overload]
-    resilient(retries=3)  # type: ignore[call-overload]
+    rate_limited(say)(4)  # type: ignore[arg-type]  # wrong on purpose
+    rate_limited("chat")(say)("four", number=2)  # type: ignore[call-arg]  # wrong on purpose
+    BareLimited().say(4)  # type: ignore[arg-type]  # wrong on purpose
+    rate_limited(requests_per_minute="many")  # type: ignore[call-overload]  # wrong on purpose
+    rate_limited(4)  # type: ignore[call-overload]  # wrong on purpose
+    retry_on_429("chat")  # type: ignore[call-overload]  # wrong on purpose
+    circuit_protected(fallback="four")  # type: ignore[call-overload]  # wrong on purpose
+    token_budget(on_exceed="ignore")  # type: ignore[call-overload]  # wrong on purpose
+    resilient(retries=3)  # type: ignore[call-overload]  # wrong on purpose

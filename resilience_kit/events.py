@@ -44,7 +44,17 @@ class WaitRefused(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuotaTightened(Event):
-    """The server said that there is less room than the ledger knew; for the reasons see `quota_ledger.Correction`."""
+    """The server said that there is less room than was known; for the reasons see `quota_lessons.Correction`."""
+
+    reason: str
+    seconds: float
+    tokens: int
+    requests: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuotaRelaxed(Event):
+    """A part of what was tightened is tried again, or was disproved; never above the user's limit."""
 
     reason: str
     seconds: float

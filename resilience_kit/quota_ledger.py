@@ -3,74 +3,57 @@
 It is bookkeeping, not a limiter: it says how long until a request fits, and is told what was sent and what the
 server said. Azure counts tokens over a minute, and requests over a minute and over ten seconds of it. Whether its
 windows are fixed or sliding is not documented, so the ledger keeps to every window that ends now: right for both.
-
-Where the server refuses what should have fitted, the ledger learns why, and is stricter from then on: requests arrive
-closer together than they were sent, they are evaluated over one second, or tokens are counted higher than here.
+What the server says beyond that is `quota_lessons`'.
 """
 
 import math
 from collections import deque
-from dataclasses import dataclass
-from typing import Protocol
+from itertools import chain
+from typing import NamedTuple, Protocol
 
+from resilience_kit.quota_lessons import FINE_WINDOWS, RULES, SHORT_WINDOWS, Correction, Lessons, Seen
 from resilience_kit.server_advice import ServerAdvice
 
-# Azure evaluates the requests per minute over ten seconds too.
-_SHORT_WINDOWS = 6
-# Some deployments evaluate them over one second.
-_FINE_WINDOWS = 60
-# A refused request learns that they do if no more than this share of the ten seconds' requests was used.
-_CLEARLY_LESS = 0.8
-# How much longer than the server's the windows are, in periods: nothing before a refusal, then this, and twice as much
-# with each further one, up to the most. A minute's are 60 ms and 0.3 s, as times on the way to a server differ.
-_FIRST_MARGIN, _MOST_MARGIN = 1 / 1000, 1 / 200
-# A refusal for tokens that is over in less than this, in periods, came too early at the end of a window.
-_AT_THE_EDGE = 1 / 60
-# Tokens are taken for at most so many times what was said.
-_MOST_TOKENS_CHARGED = 2.0
-# A server that names a longer pause than this many periods speaks of something else than this quota (a day's, say):
-# its error goes to the caller, and nobody else is held up.
-_LONGEST_PAUSE_IN_PERIODS = 2
+# Requests that have left the window are remembered for so many periods, and no more than so many of them, to tell
+# whether a refusal came at the window's edge.
+_EDGE = 1 / 60
+_MOST_AT_THE_EDGE = 1_024
+# Requests sent so many periods after one may have overtaken it on their way.
+_OVERTAKING = 1 / 600
 
 
-@dataclass(frozen=True, slots=True)
-class Correction:
-    """How the server's word tightened a ledger.
+class Sent(NamedTuple):
+    """A request in the ledger: when it was sent, its tokens, and what was in the window then, itself included."""
 
-    Attributes:
-        reason: "retry-after": nothing for some seconds. "remaining": requests and tokens that only the server has seen,
-            for some seconds. For good: "margin", windows that are longer by some seconds; "one-second window", so many
-            requests in any window of some seconds; "undercounted", so many tokens for each thousand.
-        seconds: As the reason says.
-        requests: As the reason says.
-        tokens: As the reason says.
-    """
-
-    reason: str
-    seconds: float
-    requests: int = 0
-    tokens: int = 0
+    at: float
+    tokens: int
+    requests_then: int
+    tokens_then: int
+    is_refused: bool = False
 
 
 class QuotaLedger(Protocol):
     """What a limit asks about its quota, be it kept in this process or for a fleet."""
 
     def seconds_until_fits(self, tokens: int, now: float) -> float:
-        """Seconds until one request of so many tokens fits into every window; infinite if it never will."""
+        """Seconds until one request of so many tokens may fit into every window; infinite if it never will."""
         ...
 
-    def commit(self, tokens: int, now: float) -> None:
+    def commit(self, tokens: int, now: float) -> Sent:
         """Count a request that is sent now."""
-
-    def give_back(self, tokens: int, at: float) -> None:
-        """Count a request of that time no more: it was not sent."""
-
-    def believe(self, advice: ServerAdvice, now: float) -> Correction | None:
-        """Count what the server knows and the ledger does not; never count less than before."""
         ...
 
-    def refused(self, advice: ServerAdvice, sent_at: float, now: float) -> list[Correction]:
-        """Learn from the refusal of a request that was committed at that time; never become less strict."""
+    def give_back(self, sent: Sent) -> None:
+        """Count a request no more: it was not sent."""
+
+    def answered(self, advice: ServerAdvice, sent: Sent, now: float) -> None:
+        """Count what the server knows and the ledger does not."""
+
+    def refused(self, advice: ServerAdvice, sent: Sent, now: float) -> None:
+        """Learn from the refusal of a request."""
+
+    def news(self) -> list[Correction]:
+        """What has been learnt since this was asked last."""
         ...
 
     def used(self, now: float) -> tuple[int, int]:
@@ -93,188 +76,204 @@ class WindowLedger:
             but at least one.
         tokens: Most tokens in any window of `period` seconds.
         period: The length of the quota's window in seconds.
+        rules: What may be learnt from the server, of `quota_lessons.RULES`.
     """
 
     __slots__ = (
-        "_fine_requests",
-        "_foreign",
-        "_foreign_until",
-        "_learnt_at",
-        "_margin",
-        "_paused_until",
+        "_left",
+        "_lessons",
         "_period",
+        "_refused_in_window",
         "_requests",
-        "_sent_requests",
-        "_sent_tokens",
+        "_rules",
+        "_sent",
         "_short_requests",
         "_tokens",
-        "_tokens_charged",
         "_tokens_in_window",
     )
 
-    def __init__(self, requests: int, tokens: int, period: float) -> None:
+    def __init__(self, requests: int, tokens: int, period: float, rules: frozenset[str] = RULES) -> None:
         self._requests = requests
-        self._short_requests = max(1, requests // _SHORT_WINDOWS)
+        self._short_requests = max(1, requests // SHORT_WINDOWS)
         self._tokens = tokens
         self._period = period
+        self._rules = rules
         self.reset()
 
     def reset(self) -> None:
         """Forget everything."""
-        self._sent_requests: deque[float] = deque()
-        # when, tokens as they are charged, and as they were said
-        self._sent_tokens: deque[tuple[float, int, int]] = deque()
+        self._sent: deque[Sent] = deque()
+        self._left: deque[Sent] = deque(maxlen=_MOST_AT_THE_EDGE)
         self._tokens_in_window = 0
-        # requests and tokens that only the server has seen: somebody else's, or estimated too low
-        self._foreign = (0, 0)
-        self._foreign_until = -math.inf
-        self._paused_until = -math.inf
-        self._margin = 0.0
-        self._fine_requests: int | None = None
-        self._tokens_charged = 1.0
-        self._learnt_at = -math.inf
+        self._refused_in_window = 0
+        self._lessons = Lessons(self._requests, self._tokens, self._period, self._rules)
 
     def copy(self) -> "WindowLedger":
         """A ledger with the same content, to look ahead in."""
-        twin = WindowLedger(self._requests, self._tokens, self._period)
-        twin._sent_requests = self._sent_requests.copy()
-        twin._sent_tokens = self._sent_tokens.copy()
+        twin = WindowLedger(self._requests, self._tokens, self._period, self._rules)
+        twin._sent = self._sent.copy()
         twin._tokens_in_window = self._tokens_in_window
-        twin._foreign = self._foreign
-        twin._foreign_until = self._foreign_until
-        twin._paused_until = self._paused_until
-        twin._margin = self._margin
-        twin._fine_requests = self._fine_requests
-        twin._tokens_charged = self._tokens_charged
+        twin._lessons = self._lessons.copy()
         return twin
 
     def used(self, now: float) -> tuple[int, int]:
         """Requests and tokens in the window that ends now, those that only the server has seen included."""
         self._forget_old(now)
-        return len(self._sent_requests) + self._foreign[0], self._tokens_in_window + self._foreign[1]
+        lessons = self._lessons
+        requests, tokens = lessons.unseen_requests.at(now), lessons.unseen_tokens.at(now)
+        return len(self._sent) + requests, self._tokens_in_window + tokens
 
     def seconds_until_fits(self, tokens: int, now: float) -> float:
-        """Seconds until one request of so many tokens fits into every window; infinite if it never will."""
+        """Seconds until one request of so many tokens may fit into every window; infinite if it never will.
+
+        It may not fit then where a ceiling is to be tried upwards at that time.
+        """
         self._forget_old(now)
-        tokens = self._charged(tokens)
-        at = self._fits_at(tokens, now, self._requests, self._tokens)
-        if self._foreign != (0, 0):
-            beside_foreign = self._fits_at(
-                tokens, now, self._requests - self._foreign[0], self._tokens - self._foreign[1]
-            )
-            at = min(beside_foreign, max(at, self._foreign_until))
-        return max(at, self._paused_until) - now
+        if tokens > self._tokens:
+            return math.inf
+        lessons = self._lessons
+        fits = len(self._sent) < self._short_requests and self._tokens_in_window + tokens <= self._tokens
+        if fits and not lessons.has_learnt:
+            return 0.0
+        at = self._fits_below_ceilings(tokens, now)
+        at = max(at, self._fits_beside_unseen(tokens, now), lessons.paused_until, lessons.ramp_at(now))
+        return max(0.0, at - now)
 
-    def commit(self, tokens: int, now: float) -> None:
+    def commit(self, tokens: int, now: float) -> Sent:
         """Count a request that is sent now."""
-        self._sent_requests.append(now)
-        if tokens:
-            charged = self._charged(tokens)
-            self._sent_tokens.append((now, charged, tokens))
-            self._tokens_in_window += charged
+        self._tokens_in_window += tokens
+        sent = Sent(now, tokens, len(self._sent) + 1 - self._refused_in_window, self._tokens_in_window)
+        self._sent.append(sent)
+        self._lessons.sent(now)
+        return sent
 
-    def give_back(self, tokens: int, at: float) -> None:
-        """Count a request of that time no more: it was not sent."""
-        if at in self._sent_requests:
-            self._sent_requests.remove(at)
-        for entry in self._sent_tokens:
-            if (entry[0], entry[2]) == (at, tokens):
-                self._sent_tokens.remove(entry)
-                self._tokens_in_window -= entry[1]
+    def give_back(self, sent: Sent) -> None:
+        """Count a request no more: it was not sent."""
+        if sent in self._sent:
+            self._sent.remove(sent)
+            self._tokens_in_window -= sent.tokens
+
+    def answered(self, advice: ServerAdvice, sent: Sent, now: float) -> None:
+        """Count what the server knows and the ledger does not."""
+        requests, tokens = sent.requests_then, sent.tokens_then
+        for other in reversed(self._sent):
+            if other.at <= sent.at:
                 break
+            if other.at <= sent.at + _OVERTAKING * self._period:
+                requests += 1
+                tokens += other.tokens
+        self._lessons.answered(advice, sent.at, requests, tokens, now)
 
-    def believe(self, advice: ServerAdvice, now: float) -> Correction | None:
-        """Count what the server knows and the ledger does not; never count less than before.
+    def refused(self, advice: ServerAdvice, sent: Sent, now: float) -> None:
+        """Learn from the refusal of a request. It counts as a request, but for no tokens: none were taken."""
+        self._forget_old(now)
+        if advice.exhausted is not None and sent in self._sent:
+            self._sent[self._sent.index(sent)] = sent._replace(tokens=0, is_refused=True)
+            self._tokens_in_window -= sent.tokens
+            self._refused_in_window += 1
+        self._lessons.refused(advice, self._seen_around(sent), now)
 
-        A remaining of 0 is not believed: Azure's Responses API was seen to send it where it means "unknown", and
-        a server that has nothing left says so with its next answer, a 429.
-        """
-        requests, tokens = self.used(now)
-        more_requests = max(0, self._requests - requests - (advice.remaining_requests or self._requests))
-        more_tokens = max(0, self._tokens - tokens - (advice.remaining_tokens or self._tokens))
-        if not more_requests and not more_tokens:
-            return None
-        resets = [reset for reset in (advice.reset_requests, advice.reset_tokens) if reset is not None]
-        seconds = min(max(resets, default=self._period), self._period)
-        self._foreign = (self._foreign[0] + more_requests, self._foreign[1] + more_tokens)
-        self._foreign_until = max(self._foreign_until, now + seconds)
-        return Correction("remaining", seconds, more_requests, more_tokens)
+    def news(self) -> list[Correction]:
+        """What has been learnt since this was asked last."""
+        news, self._lessons.news = self._lessons.news, []
+        return news
 
-    def refused(self, advice: ServerAdvice, sent_at: float, now: float) -> list[Correction]:
-        """Learn from the refusal of a request that was committed at that time; never become less strict.
+    def _seen_around(self, refused: Sent) -> Seen:
+        admitted = [sent for sent in chain(self._left, self._sent) if not sent.is_refused and sent != refused]
+        edge = _EDGE * self._period
 
-        What was under way when the last lesson was learnt teaches nothing new, but how long to wait.
-        """
-        lesson = None
-        if advice.exhausted is not None and sent_at > self._learnt_at:
-            lesson = self._learn(advice)
-        if lesson is not None:
-            self._learnt_at = now
-        pause = None if advice.retry_after is None else self._pause(advice.retry_after + self._margin, now)
-        return [correction for correction in (lesson, pause) if correction is not None]
+        def since(seconds: float) -> list[Sent]:
+            return [sent for sent in admitted if sent.at > refused.at - seconds]
 
-    def _learn(self, advice: ServerAdvice) -> Correction | None:
-        if advice.exhausted == "requests":
-            newest = self._sent_requests[-1] if self._sent_requests else 0.0
-            in_sixth = sum(sent > newest - self._period / _SHORT_WINDOWS for sent in self._sent_requests)
-            if self._fine_requests is None and in_sixth <= _CLEARLY_LESS * self._short_requests:
-                self._fine_requests = max(1, self._requests // _FINE_WINDOWS)
-                return Correction("one-second window", self._period / _FINE_WINDOWS, requests=self._fine_requests)
-            return self._widen()
-        if advice.retry_after is not None and advice.retry_after <= _AT_THE_EDGE * self._period:
-            return self._widen()
-        if self._tokens_in_window < self._tokens / _MOST_TOKENS_CHARGED:
-            # so far from the quota, somebody else uses it: the pause is all that helps
-            return None
-        charged = self._tokens_charged * self._tokens / self._tokens_in_window
-        if charged <= self._tokens_charged:
-            return None
-        self._tokens_charged = min(_MOST_TOKENS_CHARGED, charged)
-        return Correction("undercounted", 0.0, tokens=round(1_000 * self._tokens_charged))
+        def before(seconds: float) -> int:
+            return sum(sent.at <= refused.at for sent in since(seconds))
 
-    def _widen(self) -> Correction | None:
-        if self._margin >= _MOST_MARGIN * self._period:
-            return None
-        self._margin = min(_MOST_MARGIN * self._period, max(_FIRST_MARGIN * self._period, 2 * self._margin))
-        return Correction("margin", self._margin)
-
-    def _charged(self, tokens: int) -> int:
-        return (
-            tokens
-            if self._tokens_charged == 1
-            else min(max(tokens, self._tokens), math.ceil(tokens * self._tokens_charged))
+        short = self._period / SHORT_WINDOWS
+        return Seen(
+            sent_at=refused.at,
+            tokens=refused.tokens,
+            requests_in_fine_and_edge=before(1.1 * self._period / FINE_WINDOWS),
+            requests_in_short=before(short),
+            requests=len(since(self._period)),
+            tokens_in_window=sum(sent.tokens for sent in since(self._period)),
+            requests_in_short_and_edge=before(short + edge),
+            requests_and_edge=len(since(self._period + edge)),
+            tokens_and_edge=sum(sent.tokens for sent in since(self._period + edge)),
         )
 
-    def _pause(self, seconds: float, now: float) -> Correction | None:
-        if seconds > _LONGEST_PAUSE_IN_PERIODS * self._period or now + seconds <= self._paused_until:
-            return None
-        self._paused_until = now + seconds
-        return Correction("retry-after", seconds)
-
-    def _fits_at(self, tokens: int, now: float, most_requests: int, most_tokens: int) -> float:
-        if most_requests <= 0 or tokens > most_tokens:
-            return math.inf
+    def _fits_beside_unseen(self, tokens: int, now: float) -> float:
+        lessons = self._lessons
         at = now
-        sent = self._sent_requests
-        if self._fine_requests is not None and len(sent) >= self._fine_requests:
-            at = max(at, sent[-self._fine_requests] + self._period / _FINE_WINDOWS + self._margin)
-        if len(sent) >= self._short_requests:
-            at = max(at, sent[-self._short_requests] + self._period / _SHORT_WINDOWS + self._margin)
-        if len(sent) >= most_requests:
-            at = max(at, sent[-most_requests] + self._period + self._margin)
-        excess = self._tokens_in_window + tokens - most_tokens
-        for entered, amount, _ in self._sent_tokens:
-            if excess <= 0:
-                break
-            excess -= amount
-            at = max(at, entered + self._period + self._margin)
+        requests, unseen_tokens = lessons.unseen_requests, lessons.unseen_tokens
+        if requests.at(now):
+            fits_at = self._requests_fit_at(requests.leaves_of(lessons.requests.limit))
+            at = max(at, min(fits_at, requests.until))
+        if unseen_tokens.at(now):
+            fits_at = self._tokens_fit_at(tokens, unseen_tokens.leaves_of(lessons.tokens.limit))
+            at = max(at, min(fits_at, unseen_tokens.until))
         return at
 
+    def _fits_below_ceilings(self, tokens: int, now: float) -> float:
+        lessons = self._lessons
+        at = max(
+            self._requests_fit_at(lessons.requests.value),
+            self._charges_fit_at(),
+            self._tokens_fit_at(tokens, lessons.tokens.value),
+        )
+        grows_at = lessons.grows_at()
+        if at <= now or grows_at == math.inf:
+            return at
+        quota_fits_at = max(self._requests_fit_at(self._requests), self._tokens_fit_at(tokens, self._tokens))
+        if quota_fits_at <= now and lessons.grow(now):
+            return self._fits_below_ceilings(tokens, now)
+        return min(at, max(quota_fits_at, grows_at))
+
+    def _charges_fit_at(self) -> float:
+        """When less requests are charged for than the quota of tokens was seen to have room for."""
+        most = self._lessons.charged_requests.value
+        if len(self._sent) < most:
+            return -math.inf
+        charged = [sent for sent in self._sent if not sent.is_refused]
+        if len(charged) < most:
+            return -math.inf
+        return charged[-most].at + self._period + self._lessons.margin_of(self._period)
+
+    def _requests_fit_at(self, most: int) -> float:
+        if most <= 0:
+            return math.inf
+        at = max(self._leaves_room_at(max(1, most // SHORT_WINDOWS), SHORT_WINDOWS), self._leaves_room_at(most, 1))
+        fine = self._lessons.fine_requests
+        if fine is None:
+            return at
+        return max(at, self._leaves_room_at(min(fine, math.ceil(most / FINE_WINDOWS)), FINE_WINDOWS))
+
+    def _tokens_fit_at(self, tokens: int, most: int) -> float:
+        if most <= 0:
+            return math.inf
+        # what is above a ceiling, but not above the quota, fits into an empty window
+        excess = self._tokens_in_window + min(tokens, most) - most
+        at = -math.inf
+        if excess > 0:
+            length = self._period + self._lessons.margin_of(self._period)
+            for sent in self._sent:
+                excess -= sent.tokens
+                if excess <= 0:
+                    at = sent.at + length
+                    break
+        return at
+
+    def _leaves_room_at(self, most: int, windows: int) -> float:
+        """When less than so many requests lie in a window of so many parts of the period."""
+        if len(self._sent) < most:
+            return -math.inf
+        window = self._period / windows
+        return self._sent[-most].at + window + self._lessons.margin_of(window)
+
     def _forget_old(self, now: float) -> None:
-        # The sums are made in the order in which _fits_at makes them, so that what is told to fit then does.
-        while self._sent_requests and self._sent_requests[0] + self._period + self._margin <= now:
-            self._sent_requests.popleft()
-        while self._sent_tokens and self._sent_tokens[0][0] + self._period + self._margin <= now:
-            self._tokens_in_window -= self._sent_tokens.popleft()[1]
-        if self._foreign_until <= now:
-            self._foreign = (0, 0)
+        # The sum is made in the order in which _fits_at makes it, so that what is told to fit then does.
+        margin = self._lessons.margin_of(self._period)
+        while self._sent and self._sent[0].at + self._period + margin <= now:
+            sent = self._sent.popleft()
+            self._tokens_in_window -= sent.tokens
+            self._refused_in_window -= sent.is_refused
+            self._left.append(sent)

@@ -40,7 +40,7 @@ class _Passage(Passage):
     def opened(self, response: Any, /) -> None:
         advice = advice_from_result(response)
         if advice is not None:
-            self._limit.believe(advice)
+            self._limit.answered(self._ticket, advice)
 
 
 class RateLimiting(Guard):

@@ -20,9 +20,9 @@ from typing import cast
 from aiolimiter import AsyncLimiter
 
 from resilience_kit.errors import RateLimitTimeoutError
-from resilience_kit.events import Admitted, QuotaTightened, Waiting as WaitingEvent, WaitRefused, emit
+from resilience_kit.events import Admitted, QuotaRelaxed, QuotaTightened, Waiting as WaitingEvent, WaitRefused, emit
 from resilience_kit.layers import Call
-from resilience_kit.quota_ledger import Correction, QuotaLedger, WindowLedger
+from resilience_kit.quota_ledger import QuotaLedger, Sent, WindowLedger
 from resilience_kit.registry import Registry, Value, effective, mode
 from resilience_kit.server_advice import ServerAdvice
 from resilience_kit.waiting import Waiter, now
@@ -92,18 +92,18 @@ _place_of = attrgetter("place")
 class Ticket:
     """One call's place in the queue, and then its slot."""
 
-    __slots__ = ("grace", "granted_at", "place", "tokens", "waiter")
+    __slots__ = ("grace", "place", "sent", "tokens", "waiter")
 
     def __init__(self, tokens: int, place: _Place) -> None:
         self.tokens = tokens
         self.place = place
         self.grace = _FIRST_GRACE
-        self.granted_at: float | None = None
+        self.sent: Sent | None = None
         self.waiter: Waiter | None = None
 
     def is_granted(self) -> bool:
         """Whether it is a slot by now."""
-        return self.granted_at is not None
+        return self.sent is not None
 
 
 class RateLimit:
@@ -200,6 +200,7 @@ class RateLimit:
                     raise self._refusal(known_wait, max_wait, tokens)
                 emit(WaitingEvent(name=self.name, seconds=due, tokens=tokens, ahead=ahead))
                 await self._wait(ticket, ticket.waiter, due, max_wait, arrived)
+                self._tell_news()
                 call.recheck()
                 waited = now() - arrived
             emit(Admitted(name=self.name, waited=waited, tokens=tokens))
@@ -214,25 +215,30 @@ class RateLimit:
         self._returned.append((ticket, sent))
         self._take_back()
 
-    def believe(self, advice: ServerAdvice) -> None:
+    def answered(self, ticket: Ticket, advice: ServerAdvice) -> None:
         """Take the server's word where it is the stricter one, for all callers of the name."""
         with self._lock:
-            correction = self._ledger.believe(advice, now())
+            if ticket.sent is not None:
+                self._ledger.answered(advice, ticket.sent, now())
         self._take_back()
-        self._tell([] if correction is None else [correction])
+        self._tell_news()
 
     def refused(self, ticket: Ticket, advice: ServerAdvice) -> None:
         """Learn from the server's refusal of a call, for all callers of the name."""
         with self._lock:
-            sent_at = now() if ticket.granted_at is None else ticket.granted_at
-            corrections = self._ledger.refused(advice, sent_at, now())
+            if ticket.sent is not None:
+                self._ledger.refused(advice, ticket.sent, now())
         self._take_back()
-        self._tell(corrections)
+        self._tell_news()
 
-    def _tell(self, corrections: list[Correction]) -> None:
-        for correction in corrections:
+    def _tell_news(self) -> None:
+        with self._lock:
+            news = self._ledger.news()
+        self._take_back()
+        for correction in news:
+            event = QuotaRelaxed if correction.relaxes else QuotaTightened
             emit(
-                QuotaTightened(
+                event(
                     name=self.name,
                     reason=correction.reason,
                     seconds=correction.seconds,
@@ -297,10 +303,9 @@ class RateLimit:
 
     def _admit(self, ticket: Ticket, current: float) -> None:
         self._in_flight += 1
-        self._ledger.commit(ticket.tokens, current)
         if self._spacing is not None:
             self._spacing.fill()
-        ticket.granted_at = current
+        ticket.sent = self._ledger.commit(ticket.tokens, current)
         if ticket.waiter is not None:
             ticket.waiter.wake()
 
@@ -309,7 +314,7 @@ class RateLimit:
             try:
                 while self._returned:
                     ticket, sent = self._returned.popleft()
-                    if ticket.granted_at is None:
+                    if ticket.sent is None:
                         index = self._index(ticket)
                         # the place of a caller whose loop was closed is gone already
                         if ticket in self._queue[index : index + 1]:
@@ -317,7 +322,7 @@ class RateLimit:
                         continue
                     self._in_flight -= 1
                     if not sent:
-                        self._ledger.give_back(ticket.tokens, ticket.granted_at)
+                        self._ledger.give_back(ticket.sent)
                 if self._queue:
                     self._serve()
             finally:

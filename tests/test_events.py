@@ -212,6 +212,13 @@ class SecretError(ConnectionError):
 # A prompt, a key and a header go through all decisions, and none of them turns up in what the kit says.
 
 
+class Answer:
+    """An answer of a service, with its headers."""
+
+    def __init__(self, headers):
+        self.headers = headers
+
+
 @pytest.fixture
 def said(heard, caplog):
     caplog.set_level(logging.DEBUG, logger="resilience_kit")
@@ -243,8 +250,11 @@ def said(heard, caplog):
         run(rate_limited("impatient", min_interval=9, max_wait=1)(answering()), times=2)
         run(rate_limited("small", tokens_per_minute=5)(answering()))
         run(rate_limited("bad", tokens=lambda *args, **options: None)(answering()))
-        told = {"error": None, "headers": {"x-ratelimit-remaining-requests": "5", "x-ratelimit-limit-requests": "60"}}
-        run(rate_limited("tightened")(answering(type("Answer", (), told)())))
+        less, as_before = (
+            Answer({"x-ratelimit-remaining-requests": "5", "x-ratelimit-limit-requests": limit})
+            for limit in ("30", "60")
+        )
+        run(rate_limited("tightened")(answering(less, as_before)), times=2)
         run(retry_on_429(max_retries=2)(answering(SecretError(429))))
         run(retry_on_429(max_retries=1)(answering(SecretError(429), SecretError(429))))
         run(retry_on_429(max_retries=1)(answering(SecretError(429), SecretError(404))))

@@ -10,7 +10,6 @@ from hypothesis import given, strategies as st
 
 from resilience_kit import get_all_resilience_stats, rate_limited
 from resilience_kit.quota_ledger import WindowLedger
-from resilience_kit.server_advice import ServerAdvice
 from resilience_kit.testing import isolated
 
 REQUESTS, TOKENS, PERIOD = 12, 100, 60.0
@@ -164,60 +163,34 @@ def test_a_bucket_of_aiolimiter_behind_the_ledger_would_never_be_full(calls):
 
 def test_a_request_that_was_not_sent_is_counted_no_more():
     ledger = WindowLedger(REQUESTS, TOKENS, PERIOD)
-    ledger.commit(60, 1.0)
+    first = ledger.commit(60, 1.0)
     ledger.commit(40, 2.0)
-    ledger.give_back(60, 1.0)
+    ledger.give_back(first)
 
     assert ledger.used(3.0) == (1, 40)
 
 
 def test_giving_back_what_has_left_the_window_changes_nothing():
     ledger = WindowLedger(REQUESTS, TOKENS, PERIOD)
-    ledger.commit(60, 1.0)
+    sent = ledger.commit(60, 1.0)
     assert ledger.used(100.0) == (0, 0)
-    ledger.give_back(60, 1.0)
+    ledger.give_back(sent)
 
     assert ledger.used(100.0) == (0, 0)
 
 
 def test_a_copy_can_be_filled_without_the_original():
     ledger = WindowLedger(REQUESTS, TOKENS, PERIOD)
-    ledger.refused(ServerAdvice(retry_after=5.0), 0.0, 0.0)
-    ledger.believe(ServerAdvice(remaining_tokens=30), 0.0)
+    ledger.commit(70, 0.0)
     twin = ledger.copy()
     twin.commit(30, 0.0)
 
-    assert (ledger.used(0.0), twin.used(0.0)) == ((0, 70), (1, 100))
+    assert (ledger.used(0.0), twin.used(0.0)) == ((1, 70), (2, 100))
     assert twin.seconds_until_fits(1, 0.0) == PERIOD
 
 
 def test_what_is_above_the_quota_never_fits():
     assert WindowLedger(REQUESTS, TOKENS, PERIOD).seconds_until_fits(TOKENS + 1, 0.0) == math.inf
-
-
-def test_beside_what_only_the_server_has_seen_a_small_request_still_fits():
-    ledger = WindowLedger(REQUESTS, TOKENS, PERIOD)
-    ledger.believe(ServerAdvice(remaining_tokens=30), 0.0)
-
-    assert ledger.seconds_until_fits(30, 1.0) == 0
-    assert ledger.seconds_until_fits(31, 1.0) == PERIOD - 1.0
-
-
-def test_requests_that_only_the_server_has_seen_count_too():
-    ledger = WindowLedger(REQUESTS, TOKENS, PERIOD)
-    ledger.believe(ServerAdvice(remaining_requests=1, reset_requests=20.0), 0.0)
-    assert ledger.seconds_until_fits(0, 0.0) == 0
-    ledger.commit(0, 0.0)
-
-    assert ledger.seconds_until_fits(0, 0.0) == 20.0
-
-
-def test_a_pause_is_not_shortened_by_a_shorter_one():
-    ledger = WindowLedger(REQUESTS, TOKENS, PERIOD)
-    ledger.refused(ServerAdvice(retry_after=30.0), 0.0, 0.0)
-    ledger.refused(ServerAdvice(retry_after=5.0), 0.0, 0.0)
-
-    assert ledger.seconds_until_fits(0, 0.0) == 30.0
 
 
 @pytest.mark.parametrize(("requests", "in_a_sixth"), [(1, 1), (5, 1), (6, 1), (11, 1), (12, 2), (600, 100)])
@@ -229,103 +202,3 @@ def test_a_sixth_of_the_period_takes_a_sixth_of_the_requests_and_at_least_one(re
         sent += 1
 
     assert sent == in_a_sixth
-
-
-# What a refusal teaches
-
-
-def refused(reason, retry_after):
-    return ServerAdvice(retry_after=retry_after, exhausted=reason)
-
-
-def reasons(corrections):
-    return [correction.reason for correction in corrections]
-
-
-def test_a_refusal_for_requests_far_below_the_quota_teaches_that_they_are_evaluated_over_a_sixtieth():
-    ledger = WindowLedger(600, TOKENS, PERIOD)
-    for _ in range(11):
-        ledger.commit(0, 0.0)
-
-    assert reasons(ledger.refused(refused("requests", 1.0), 0.0, 0.1)) == ["one-second window", "retry-after"]
-    assert ledger.seconds_until_fits(0, 0.5) == pytest.approx(0.6), "the pause that the server asked for"
-    for _ in range(10):
-        ledger.commit(0, 2.0)
-    assert ledger.seconds_until_fits(0, 2.0) == pytest.approx(1.0)
-
-
-def test_a_refusal_at_the_edge_makes_the_windows_longer_up_to_a_bound():
-    ledger = WindowLedger(REQUESTS, TOKENS, PERIOD)
-    ledger.commit(TOKENS, 0.0)
-    margins = []
-    for number in range(1, 6):
-        for correction in ledger.refused(refused("tokens", 0.01), float(number), number + 0.5):
-            margins += [correction.seconds] if correction.reason == "margin" else []
-
-    assert margins == pytest.approx([0.06, 0.12, 0.24, 0.3])
-    assert ledger.seconds_until_fits(1, 60.0) == pytest.approx(0.3)
-
-
-def test_a_refusal_for_tokens_in_the_middle_of_a_window_teaches_how_much_more_they_count():
-    ledger = WindowLedger(REQUESTS, TOKENS, PERIOD)
-    ledger.commit(80, 0.0)
-
-    assert reasons(ledger.refused(refused("tokens", 30.0), 0.0, 0.1)) == ["undercounted", "retry-after"]
-    assert ledger.seconds_until_fits(16, 70.0) == 0
-    ledger.commit(80, 70.0)
-    assert ledger.seconds_until_fits(1, 70.0) == pytest.approx(PERIOD)
-
-
-def test_a_refusal_for_tokens_far_below_the_quota_is_somebody_elses_doing_and_only_pauses():
-    ledger = WindowLedger(REQUESTS, TOKENS, PERIOD)
-    ledger.commit(10, 0.0)
-
-    assert reasons(ledger.refused(refused("tokens", 30.0), 0.0, 0.1)) == ["retry-after"]
-
-
-def test_what_was_under_way_at_the_last_lesson_teaches_nothing_new():
-    ledger = WindowLedger(600, TOKENS, PERIOD)
-    for _ in range(3):
-        ledger.commit(0, 0.0)
-    ledger.refused(refused("requests", 1.0), 0.0, 0.1)
-
-    assert ledger.refused(refused("requests", 1.0), 0.05, 0.1) == []
-
-
-def test_a_request_that_counts_for_more_than_the_quota_by_what_was_learnt_still_fits_alone():
-    ledger = WindowLedger(REQUESTS, TOKENS, PERIOD)
-    ledger.commit(60, 0.0)
-    ledger.refused(refused("tokens", 30.0), 0.0, 0.1)
-
-    assert ledger.seconds_until_fits(TOKENS, 200.0) == 0
-    assert ledger.seconds_until_fits(TOKENS + 1, 200.0) == math.inf
-
-
-def test_a_request_that_was_not_sent_is_given_back_as_it_was_charged():
-    ledger = WindowLedger(REQUESTS, TOKENS, PERIOD)
-    ledger.commit(80, 0.0)
-    ledger.refused(refused("tokens", 30.0), 0.0, 0.1)
-    ledger.commit(40, 100.0)
-    ledger.give_back(40, 100.0)
-
-    assert ledger.used(100.0) == (0, 0)
-
-
-def test_a_copy_has_learnt_what_the_original_has():
-    ledger = WindowLedger(REQUESTS, TOKENS, PERIOD)
-    ledger.commit(80, 0.0)
-    ledger.refused(refused("tokens", 30.0), 0.0, 0.1)
-    twin = ledger.copy()
-    twin.commit(80, 100.0)
-
-    assert twin.used(100.0) == (1, TOKENS)
-
-
-def test_resetting_forgets_the_lessons():
-    ledger = WindowLedger(REQUESTS, TOKENS, PERIOD)
-    ledger.commit(80, 0.0)
-    ledger.refused(refused("tokens", 30.0), 0.0, 0.1)
-    ledger.reset()
-    ledger.commit(80, 0.0)
-
-    assert ledger.used(0.0) == (1, 80)

@@ -420,7 +420,7 @@ async def test_one_refusal_makes_all_callers_of_the_name_wait_as_long_as_the_ser
         await refused()
     await asyncio.gather(*(rate_limited("chat", **UNPACED)(recorder)() for _ in range(3)))
 
-    assert recorder.starts == pytest.approx([13, 13, 13])
+    assert recorder.starts == pytest.approx([13, 13, 13], abs=0.05), "one first, to try, and then the others"
 
 
 async def test_a_caller_that_waits_for_the_slot_of_a_refused_call_hears_of_the_refusal_too():
@@ -483,7 +483,7 @@ async def test_a_remaining_above_what_the_ledger_knows_loosens_nothing():
     await ask()
     await ask()
 
-    assert asyncio.get_running_loop().time() == pytest.approx(60)
+    assert 60 <= asyncio.get_running_loop().time() < 60.2
 
 
 async def test_a_reset_shortens_how_long_a_remaining_is_believed():

@@ -73,6 +73,7 @@ def test_before_any_call_all_sections_are_there():
                 "tokens_admitted": 0,
                 "seconds_waited": 0.0,
                 "tightened_by_server": 0,
+                "relaxed_again": 0,
             },
         },
         "rate_limiters": {},
@@ -173,6 +174,7 @@ async def test_a_rate_limit_shows_where_it_stands_and_what_it_did():
         "calls_refused": 1,
         "tokens_admitted": 20,
         "tightened_by_server": 0,
+        "relaxed_again": 0,
     }
     await asyncio.gather(*calls, return_exceptions=True)
 

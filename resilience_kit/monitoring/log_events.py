@@ -22,6 +22,7 @@ _LINES: dict[type[events.Event], tuple[logging.Logger, int, str]] = {
     events.Admitted: (_LIMITS, logging.DEBUG, "admitted"),
     events.WaitRefused: (_LIMITS, logging.WARNING, "refused"),
     events.QuotaTightened: (_LIMITS, logging.INFO, "tightened"),
+    events.QuotaRelaxed: (_LIMITS, logging.INFO, "relaxed"),
     events.Retrying: (_RETRIES, logging.INFO, "retrying"),
     events.RetriesRecovered: (_RETRIES, logging.INFO, "recovered"),
     events.RetriesExhausted: (_RETRIES, logging.WARNING, "given up"),

@@ -1,0 +1,457 @@
+"""What the server's answers and refusals teach about its quota: a pause, less room, windows that differ from ours.
+
+Every rule only ever tightens what the user set; what it tightened it may try again later, and never goes above the
+user's own limit. Each has a name, under which it can be switched off and is told in events.
+"""
+
+import math
+from copy import copy
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from resilience_kit.server_advice import ServerAdvice
+
+RULES = frozenset(
+    {"retry-after", "slow start", "remaining", "limit", "margin", "one-second window", "ceiling", "latency"}
+)
+
+# Some deployments evaluate requests over one second of a minute too.
+FINE_WINDOWS = 60
+# Azure evaluates them over ten seconds of it.
+SHORT_WINDOWS = 6
+
+# How much longer than the server's the windows are, in periods, since requests are not as far apart when they arrive
+# as when they were sent: this from the first answer on, twice as much with each refusal that it explains, up to the
+# most. A minute's are 0.1 s and 0.4 s.
+_FIRST_MARGIN, _MOST_MARGIN = 1 / 600, 1 / 150
+# Of a short window this share at first and at most, or a second's margin would cost a tenth of the second.
+_FIRST_SHARE, _MOST_SHARE = 0.02, 0.073
+# A refusal came at the edge of a window if it is over in less than this, in periods, and so much of the quota lies in
+# the window and its edge.
+_EDGE, _NEARLY_FULL = 1 / 60, 0.97
+# A refusal for requests below this share of the quota is explained by a shorter window.
+_CLEARLY_LESS = 0.8
+# A ceiling is lowered to this share of what was in the window at a refusal, and raised in steps of the quota, each
+# twice the last, one every sixtieth of a period.
+_BELOW_REFUSED, _FIRST_STEP = 0.98, 0.005
+# That is not tried before so many requests were sent since the last refusal, since trying costs some: of that many at
+# most one in a hundred. It is tried after so many periods in any case.
+_REQUESTS_BETWEEN_TRIALS, _LONGEST_HOLD = 300, 16
+# The server's `remaining` raises a ceiling where it leaves room for this share of the quota more; and not for so many
+# periods after that was wrong.
+_CLEARLY_MORE, _DISTRUST = 0.02, 4
+# A server that names a longer pause than this many periods speaks of something else than this quota (a day's, say):
+# its error goes to the caller, and nobody else is held up.
+_LONGEST_PAUSE = 2
+# The pause after a refusal without a word on how long, in periods; twice as long each time that it was too short.
+_FIRST_PAUSE, _LONGEST_UNTOLD_PAUSE = 1 / 120, 1 / 6
+# A refusal below this share of the quota is a surprise; one for tokens tells more of what a request is charged.
+_MUCH_LESS = 0.25
+# What somebody else uses varies by so much of the quota.
+_SLACK = 0.02
+# A slow start doubles what is sent every two round trips, of at least and at most so many periods, until it has sent so
+# many requests; the first of them are probes.
+_SHORTEST_ROUND, _LONGEST_ROUND, _RAMP, _PROBES = 1 / 6000, 1 / 60, 1_023, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """How the server's word moved a limit; of the rules in `RULES`.
+
+    Attributes:
+        reason: The rule. "retry-after": nothing for some seconds. "slow start": after that, what is sent doubles every
+            so many seconds. "remaining": requests or tokens that only the server has seen, for some seconds. "limit":
+            the server's own limit of requests or tokens, which is below the user's.
+            "margin": windows that are longer by some seconds. "one-second window": so many requests in any window of
+            some seconds. "ceiling": so many requests or tokens in place of the quota's, for some seconds at least.
+            "latency": so many requests under way at once.
+        seconds: As the reason says.
+        requests: As the reason says.
+        tokens: As the reason says.
+        relaxes: Whether it took back a part of what was tightened before.
+    """
+
+    reason: str
+    seconds: float = 0.0
+    requests: int = 0
+    tokens: int = 0
+    relaxes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a ledger knows of its own traffic around one request, that request left out.
+
+    Attributes:
+        sent_at: When it was sent.
+        tokens: What it was counted for.
+        requests_in_short: Admitted requests in the last sixth of a period before it.
+        requests: Admitted requests in the last period, and since.
+        tokens_in_window: Their tokens.
+        requests_in_fine_and_edge: Admitted requests in the last sixtieth of a period before it, and a little longer.
+        requests_in_short_and_edge: As `requests_in_short`, with those that have just left the window.
+        requests_and_edge: As `requests`, likewise.
+        tokens_and_edge: As `tokens_in_window`, likewise.
+    """
+
+    sent_at: float
+    tokens: int
+    requests_in_short: int
+    requests: int
+    tokens_in_window: int
+    requests_in_fine_and_edge: int
+    requests_in_short_and_edge: int
+    requests_and_edge: int
+    tokens_and_edge: int
+
+
+class Ceiling:
+    """What a window may hold where that is less than the user's quota: lowered by refusals, and tried upwards again.
+
+    Additive increase and multiplicative decrease as in TCP's congestion control (RFC 5681), with steps that grow while
+    nothing is refused. To try costs a refusal or two, so it is not done before many requests were sent.
+    """
+
+    __slots__ = (
+        "_grows_at",
+        "_grows_at_latest",
+        "_grows_at_request",
+        "_lowered_at",
+        "_period",
+        "_step",
+        "_value",
+        "limit",
+        "most",
+    )
+
+    def __init__(self, most: int, period: float) -> None:
+        self.most = most
+        # what the server says that its quota is, if that is less
+        self.limit = most
+        self._value = most
+        self._period = period
+        self._step = _FIRST_STEP
+        self._lowered_at = -math.inf
+        self._grows_at = self._grows_at_latest = math.inf
+        self._grows_at_request = 0
+
+    @property
+    def value(self) -> int:
+        """What a window may hold."""
+        return min(self._value, self.limit)
+
+    def grows_at(self, request: int) -> float:
+        """When more is tried, if so many requests have been sent by then."""
+        return self._grows_at if request >= self._grows_at_request else self._grows_at_latest
+
+    def lower(self, held: int, sent_at: float, request: int, now: float) -> bool:
+        """Take what the window held at a refusal for all that fits. Returns whether it was news."""
+        if sent_at <= self._lowered_at:
+            # it was under way at the last refusal, and only tells more precisely what was held then
+            self._value = max(1, min(self._value, held))
+            return False
+        self._value = max(1, min(self._value, math.floor(held * _BELOW_REFUSED)))
+        self._lowered_at, self._step = now, _FIRST_STEP
+        self.hold(request, now)
+        return True
+
+    def hold(self, request: int, now: float) -> None:
+        """Try nothing for a while."""
+        if self._value < self.most:
+            self._grows_at, self._grows_at_latest = now + self._period, now + _LONGEST_HOLD * self._period
+            self._grows_at_request = request + _REQUESTS_BETWEEN_TRIALS
+
+    def try_at(self, moment: float) -> None:
+        """Try more at that moment, whatever is sent until then."""
+        self._grows_at, self._grows_at_request = moment, 0
+
+    def grow(self, now: float) -> None:
+        """Try a step more."""
+        self._raise(self._value + max(1, math.ceil(self.most * self._step)), now)
+        self._step *= 2
+
+    def learn_of_room(self, room: int, request: int, now: float) -> bool:
+        """Take the server's word that so much fits. Returns whether that is more than was known."""
+        if self._value == self.most:
+            return False
+        is_more = room >= self._value + _CLEARLY_MORE * self.most
+        if is_more:
+            self._raise(room, now)
+        self.hold(request, now)
+        return is_more
+
+    def _raise(self, value: int, now: float) -> None:
+        self._value = min(self.most, value)
+        self._grows_at = math.inf if self._value == self.most else now + self._period / FINE_WINDOWS
+        self._grows_at_latest, self._grows_at_request = self._grows_at, 0
+
+
+class Unseen:
+    """What only the server has seen in its window: somebody else's, or what is counted higher than here.
+
+    It is taken to go on for a period, or until the server's window turns, unless a newer answer says otherwise.
+    """
+
+    __slots__ = ("_amount", "_period", "_slack", "_told", "until")
+
+    def __init__(self, quota: int, period: float) -> None:
+        self._period = period
+        self._slack = math.floor(_SLACK * quota)
+        self._amount = 0
+        self._told = 0
+        self.until = -math.inf
+
+    def learn(self, amount: int, reset: float | None, now: float) -> bool:
+        """Take the server's word. Returns whether it is news."""
+        self._amount = amount
+        self.until = now + (self._period if reset is None else min(reset, self._period))
+        is_news = amount > self._told + 2 * self._slack
+        if is_news or amount == 0:
+            self._told = amount
+        return is_news
+
+    def at(self, now: float) -> int:
+        """How much of it counts still."""
+        return self._amount if now < self.until else 0
+
+    def leaves_of(self, limit: int) -> int:
+        """What it leaves of a limit, so that what varies in it fits too."""
+        return limit - self._amount - self._slack
+
+
+class _Window(NamedTuple):
+    """What an answer's headers say of one quota."""
+
+    remaining: int | None
+    limit: int | None
+    reset: float | None
+
+
+class Lessons:
+    """All that was learnt of one server's quota.
+
+    Args:
+        requests: The user's quota of requests.
+        tokens: The user's quota of tokens.
+        period: The length of the quota's window in seconds.
+        rules: The names of those that apply.
+    """
+
+    def __init__(self, requests: int, tokens: int, period: float, rules: frozenset[str]) -> None:
+        self._period = period
+        self._rules = rules
+        self.requests = Ceiling(requests, period)
+        self.tokens = Ceiling(tokens, period)
+        # requests that the quota of tokens has room for, where they are charged for much more than here
+        self.charged_requests = Ceiling(requests, period)
+        self.unseen_requests = Unseen(requests, period)
+        self.unseen_tokens = Unseen(tokens, period)
+        # whether anything is known that keeps a request back which the quota has room for
+        self.has_learnt = False
+        self.margin = 0.0
+        self._margin_share = _FIRST_SHARE
+        self.fine_requests: int | None = None
+        self.paused_until = -math.inf
+        self._requests_sent = 0
+        self._first_sent_at: float | None = None
+        self._newest_answer_sent_at = -math.inf
+        self._learnt_at = -math.inf
+        self._told_of_room_at = -math.inf
+        self._suspected_at = -math.inf
+        self._distrusts_remaining_until = -math.inf
+        self._ramp_from = -math.inf
+        self._ramp_round = 0.0
+        self._ramp_sent = _RAMP
+        self._probes_refused = 0
+        self.news: list[Correction] = []
+
+    def copy(self) -> "Lessons":
+        """The same lessons, to look ahead with."""
+        twin = copy(self)
+        twin.requests, twin.tokens, twin.charged_requests = map(copy, self._ceilings())
+        twin.news = []
+        return twin
+
+    def margin_of(self, window: float) -> float:
+        """Seconds by which a window of so many seconds is kept longer."""
+        return min(self.margin, self._margin_share * window)
+
+    def ramp_at(self, now: float) -> float:
+        """When the next request of a slow start may be sent."""
+        if self._ramp_sent >= _RAMP:
+            return now
+        return self._ramp_from + self._ramp_round * ((self._ramp_sent + 1).bit_length() - 1)
+
+    def sent(self, now: float) -> None:
+        """Note that a request is sent."""
+        if self._first_sent_at is None:
+            self._first_sent_at = now
+        self._requests_sent += 1
+        if self._ramp_sent < _RAMP:
+            self._ramp_sent += 1
+
+    def grow(self, now: float) -> bool:
+        """Raise the ceilings whose time has come, as somebody waits below them. Returns whether any was."""
+        due = [ceiling for ceiling in self._ceilings() if ceiling.grows_at(self._requests_sent) <= now]
+        for ceiling in due:
+            ceiling.grow(now)
+            self._tell("ceiling", self._period / FINE_WINDOWS, ceiling, ceiling.value, relaxes=True)
+        return bool(due)
+
+    def grows_at(self) -> float:
+        """When a ceiling is raised next."""
+        return min(ceiling.grows_at(self._requests_sent) for ceiling in self._ceilings())
+
+    def answered(self, advice: ServerAdvice, sent_at: float, requests: int, tokens: int, now: float) -> None:
+        """Believe what an answer's headers say is left, when so many requests and tokens were known here."""
+        if not self.margin and "margin" in self._rules:
+            self.margin = _FIRST_MARGIN * self._period
+        if sent_at < self._newest_answer_sent_at:
+            return
+        self._newest_answer_sent_at = sent_at
+        self._learn_what_remains(
+            self.requests,
+            self.unseen_requests,
+            _Window(advice.remaining_requests, advice.limit_requests, advice.reset_requests),
+            requests,
+            now,
+        )
+        self._learn_what_remains(
+            self.tokens,
+            self.unseen_tokens,
+            _Window(advice.remaining_tokens, advice.limit_tokens, advice.reset_tokens),
+            tokens,
+            now,
+        )
+        if advice.remaining_tokens:
+            charged = max(1, self.tokens.limit - advice.remaining_tokens)
+            self._learn_of_room(self.charged_requests, self.tokens.limit * requests // charged, now)
+
+    def _learn_what_remains(self, ceiling: Ceiling, unseen: Unseen, said: _Window, known: int, now: float) -> None:
+        # A remaining of 0 is not believed: Azure's Responses API was seen to send it where it means "unknown", and a
+        # server that has nothing left says so with its next answer, a 429.
+        if not said.remaining:
+            return
+        if "limit" in self._rules:
+            self._keep_to(ceiling, min(said.limit or ceiling.most, ceiling.most))
+        if "remaining" not in self._rules:
+            return
+        amount = max(0, ceiling.limit - said.remaining - known)
+        self.has_learnt = self.has_learnt or amount > 0
+        if unseen.learn(amount, said.reset, now):
+            self._tell("remaining", unseen.until - now, ceiling, amount)
+        if 2 * known >= ceiling.value:
+            self._learn_of_room(ceiling, known + said.remaining, now)
+
+    def _keep_to(self, ceiling: Ceiling, limit: int) -> None:
+        if limit != ceiling.limit:
+            self.has_learnt = True
+            self._tell("limit", 0.0, ceiling, limit, relaxes=limit > ceiling.limit)
+            ceiling.limit = limit
+
+    def _learn_of_room(self, ceiling: Ceiling, room: int, now: float) -> None:
+        if now >= self._distrusts_remaining_until and ceiling.learn_of_room(room, self._requests_sent, now):
+            self._told_of_room_at = now
+            self._tell("ceiling", self._period, ceiling, ceiling.value, relaxes=True)
+
+    def refused(self, advice: ServerAdvice, seen: Seen, now: float) -> None:
+        """Learn from the refusal of a request."""
+        self.has_learnt = True
+        is_new = seen.sent_at > self._learnt_at
+        if advice.exhausted == "requests":
+            self._learn_of_requests(advice, seen, now)
+        elif advice.exhausted == "tokens":
+            self._learn_of_tokens(advice, seen, now)
+        if is_new:
+            # the first ones of a slow start: the pause before it was too short
+            self._probes_refused = self._probes_refused + 1 if self._ramp_sent <= _PROBES else 0
+        self._pause(advice.retry_after, now)
+        if not is_new:
+            return
+        if "slow start" in self._rules:
+            shortest, longest = _SHORTEST_ROUND * self._period, _LONGEST_ROUND * self._period
+            self._ramp_round = min(max(2 * (now - seen.sent_at), shortest), longest)
+            self._ramp_from, self._ramp_sent = max(now, self.paused_until), 0
+            self.news.append(Correction("slow start", self._ramp_round))
+        self._learnt_at = now
+
+    def _learn_of_requests(self, advice: ServerAdvice, seen: Seen, now: float) -> None:
+        most = self.requests.most
+        short, fine = max(1, most // SHORT_WINDOWS), max(1, most // FINE_WINDOWS)
+        is_soon = advice.retry_after is None or advice.retry_after <= self._period / FINE_WINDOWS
+        held = max(seen.requests, SHORT_WINDOWS * seen.requests_in_short)
+        is_full = max(seen.requests_and_edge / most, seen.requests_in_short_and_edge / short) >= _NEARLY_FULL
+        if self.fine_requests is not None:
+            held = max(held, FINE_WINDOWS * seen.requests_in_fine_and_edge)
+            is_full = is_full or seen.requests_in_fine_and_edge >= fine
+        elif (
+            "one-second window" in self._rules
+            and is_soon
+            and seen.requests_in_fine_and_edge >= fine
+            and held <= _CLEARLY_LESS * self.requests.value
+        ):
+            self.fine_requests = fine
+            self.news.append(Correction("one-second window", self._period / FINE_WINDOWS, requests=fine))
+            return
+        if is_soon and is_full and (seen.sent_at <= self._learnt_at or self._widen()):
+            return
+        self._lower(self.requests, held, seen, now)
+
+    def _learn_of_tokens(self, advice: ServerAdvice, seen: Seen, now: float) -> None:
+        is_soon = advice.retry_after is None or advice.retry_after <= _EDGE * self._period
+        is_full = seen.tokens_and_edge + seen.tokens >= _NEARLY_FULL * self.tokens.most
+        is_new = seen.sent_at > self._learnt_at
+        if is_soon and is_full and (not is_new or self._widen()):
+            return
+        if seen.tokens_in_window < _MUCH_LESS * self.tokens.most:
+            self._lower(self.charged_requests, seen.requests, seen, now)
+        else:
+            self._lower(self.tokens, seen.tokens_in_window, seen, now)
+
+    def _lower(self, ceiling: Ceiling, held: int, seen: Seen, now: float) -> None:
+        if "ceiling" not in self._rules:
+            return
+        if held < _MUCH_LESS * ceiling.most and ceiling.value == ceiling.most:
+            # so far from the quota it may be a whim of the server's: only another one soon after is believed
+            if seen.sent_at <= self._learnt_at:
+                return
+            is_first = now > self._suspected_at + 2 * self._period
+            self._suspected_at = now
+            if is_first:
+                return
+        if seen.sent_at - self._told_of_room_at < self._period:
+            # the server spoke of room, and there was none: its headers lag behind
+            self._distrusts_remaining_until = now + _DISTRUST * self._period
+        if ceiling.lower(held, seen.sent_at, self._requests_sent, now):
+            if self._first_sent_at is not None and now < self._first_sent_at + self._period:
+                # what an earlier process sent may have filled the first window, and does not fill the next
+                ceiling.try_at(self._first_sent_at + self._period)
+            self._tell("ceiling", self._period, ceiling, ceiling.value)
+
+    def _tell(self, reason: str, seconds: float, of: Ceiling, amount: int, *, relaxes: bool = False) -> None:
+        requests, tokens = (0, amount) if of is self.tokens else (amount, 0)
+        self.news.append(Correction(reason, seconds, requests, tokens, relaxes))
+
+    def _widen(self) -> bool:
+        is_widest = self.margin >= _MOST_MARGIN * self._period and self._margin_share >= _MOST_SHARE
+        if is_widest or "margin" not in self._rules:
+            return False
+        if self.margin:
+            self._margin_share = min(_MOST_SHARE, 2 * self._margin_share)
+        self.margin = min(_MOST_MARGIN * self._period, max(_FIRST_MARGIN * self._period, 2 * self.margin))
+        self.news.append(Correction("margin", self.margin))
+        return True
+
+    def _pause(self, retry_after: float | None, now: float) -> None:
+        if "retry-after" not in self._rules:
+            return
+        if retry_after is None:
+            seconds = self._period * min(_FIRST_PAUSE * 2**self._probes_refused, _LONGEST_UNTOLD_PAUSE)
+        else:
+            seconds = retry_after + self.margin
+        if seconds <= _LONGEST_PAUSE * self._period and now + seconds > self.paused_until:
+            self.paused_until = now + seconds
+            self.news.append(Correction("retry-after", seconds))
+
+    def _ceilings(self) -> tuple[Ceiling, Ceiling, Ceiling]:
+        return self.requests, self.tokens, self.charged_requests

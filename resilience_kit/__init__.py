@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from resilience_kit.events import subscribe
     from resilience_kit.pricing import Price, set_prices
+    from resilience_kit.priorities import priority
     from resilience_kit.rate_limiting import rate_limited
     from resilience_kit.retrying import retry_on_429
     from resilience_kit.settings import ResilienceSettings, configure
@@ -49,6 +50,7 @@ __all__ = [
     "count_tokens",
     "explain",
     "get_all_resilience_stats",
+    "priority",
     "rate_limited",
     "reset_all",
     "reset_circuit_breakers",
@@ -73,6 +75,7 @@ _HOMES = {
     ),
     "events": ("subscribe",),
     "pricing": ("Price", "set_prices"),
+    "priorities": ("priority",),
     "rate_limiting": ("rate_limited",),
     "retrying": ("retry_on_429",),
     "settings": ("ResilienceSettings", "configure"),

@@ -1,10 +1,12 @@
 """Whose call it is: `with agent("MathAgent"):` accounts the calls inside it to an agent."""
 
-from contextlib import AbstractContextManager, suppress
-from contextvars import ContextVar, Token
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from types import TracebackType
 
+from resilience_kit import priorities
+from resilience_kit.context_blocks import ContextBlock
 from resilience_kit.validating import check_numbers, check_texts
 
 
@@ -17,33 +19,35 @@ class Agent:
     context: str | None = None
 
 
-_current: ContextVar[Agent | None] = ContextVar("resilience_kit_agent", default=None)
+_current: ContextVar[Agent] = ContextVar("resilience_kit_agent")
 
 
-class _Block(AbstractContextManager[Agent]):
-    """The block of an agent. It is no decorator: a coroutine function would only be called inside, and run outside."""
+class _Block(ContextBlock[Agent]):
+    """The block of an agent, and of the priority of its calls if it has one of its own."""
 
-    __slots__ = ("_agent", "_token")
-
-    _token: Token[Agent | None]
+    __slots__ = ("_agent", "_priority")
 
     def __init__(self, agent: Agent) -> None:
+        super().__init__(_current, agent)
         self._agent = agent
+        self._priority = None if agent.priority is None else priorities.priority(agent.priority)
 
     def __enter__(self) -> Agent:
         around = current_agent()
-        entered = self._agent
-        if entered.context is None and around is not None:
-            entered = replace(entered, context=around.context)
-        self._token = _current.set(entered)
+        self._value = self._agent
+        if self._agent.context is None and around is not None:
+            self._value = replace(self._agent, context=around.context)
+        entered = super().__enter__()
+        if self._priority is not None:
+            self._priority.__enter__()
         return entered
 
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # a generator may be ended in another context, where there is nothing to put back
-        with suppress(ValueError):
-            _current.reset(self._token)
+        if self._priority is not None:
+            self._priority.__exit__(error_type, error, traceback)
+        super().__exit__(error_type, error, traceback)
 
 
 def agent(name: str, *, priority: float | None = None, context: str | None = None) -> AbstractContextManager[Agent]:
@@ -54,12 +58,14 @@ def agent(name: str, *, priority: float | None = None, context: str | None = Non
     Args:
         name: The agent's name in statistics. Its longest prompt is that of its own variable, as MATH_AGENT_MAX_TOKENS
             for "MathAgent", and its budget is its own where `token_budget` gives it one.
-        priority: The priority of its calls, in place of the decorator's or the client's; lower is sooner.
+        priority: The priority of its calls, as `priority()` gives it; lower is sooner. Default: that of the block
+            around this one, else the decorator's or the client's.
         context: What the calls are for, as "nightly-report": `token_manager.get_usage_insights()` shows their usage by
             context. Default: that of the block around this one, else "default".
 
     Raises:
-        ConfigurationError: The name or the context is not a text, or the priority not a number.
+        ConfigurationError: The name or the context is not a text, or the priority not a number; or a block is entered
+            that another task is in.
 
     Example:
         >>> from resilience_kit import agent, get_all_resilience_stats, token_budget
@@ -81,4 +87,4 @@ def agent(name: str, *, priority: float | None = None, context: str | None = Non
 
 def current_agent() -> Agent | None:
     """The agent whose call this is, if anybody said so."""
-    return _current.get()
+    return _current.get(None)

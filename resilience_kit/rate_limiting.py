@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import Any, ClassVar, ParamSpec, TypeVar, overload
 
 from resilience_kit import call_tokens, decorating
-from resilience_kit.agents import current_agent
 from resilience_kit.errors import ConfigurationError
 from resilience_kit.layers import Call, Guard, Passage
+from resilience_kit.priorities import priority_else
 from resilience_kit.rate_limits import PERIOD, RateLimit, RateLimitConfiguration, Ticket, rate_limits
 from resilience_kit.registry import Value, effective
 from resilience_kit.server_advice import advice_from_error, advice_from_result, is_rate_limit
@@ -70,9 +70,7 @@ class RateLimiting(Guard):
         """Wait for a slot and for quota."""
         limit = rate_limits.get(self.name, self._configuration)
         tokens = await self._count(call) if self._fixed_tokens is None else self._fixed_tokens
-        agent = current_agent()
-        priority = self._priority if agent is None or agent.priority is None else agent.priority
-        ticket = await limit.acquire(call, tokens, priority, self._max_wait)
+        ticket = await limit.acquire(call, tokens, priority_else(self._priority), self._max_wait)
         call.is_sent = False
         return _Passage(call, limit, ticket)
 
@@ -138,7 +136,8 @@ def rate_limited(
         period: Length of the quota's window in seconds: Azure's is 60, a test's is shorter.
         tokens: What a call costs: a number, or a function of the call's own arguments. Default: an estimate from
             `messages`, `input` or `prompt` and `max_tokens` or its kin where the call has them, else 0.
-        priority: Lower is sooner; a step is worth a period of waiting, so that nobody waits for ever.
+        priority: Lower is sooner; a step is worth a period of waiting, so that nobody waits for ever. A block of
+            `with priority(...)` around the call beats it.
         max_wait: Most seconds to wait; a call that would wait longer is refused at once.
 
     Raises:

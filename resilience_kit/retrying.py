@@ -5,10 +5,8 @@ its attempt 1: tenacity 9.2.1 costs some 35 µs a call when nothing fails. Its d
 generators, and its statistics are shared by concurrent calls.
 """
 
-import threading
-from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, ParamSpec, TypeVar, overload
 
 import tenacity
@@ -18,6 +16,7 @@ from resilience_kit.errors import ConfigurationError, ResilienceError
 from resilience_kit.events import RetriesExhausted, RetriesRecovered, Retrying, emit
 from resilience_kit.layers import Call, Repeater, name_of
 from resilience_kit.registry import Value, effective, mode
+from resilience_kit.retry_budgets import FEWEST_RETRIES, NothingDeclared, RetryBudget, retry_budgets
 from resilience_kit.server_advice import (
     advice_from_error,
     is_content_filter,
@@ -33,8 +32,6 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 LONGEST_RETRY_AFTER = 120.0
-# Seconds over which calls and retries are compared for a retry budget.
-_BUDGET_WINDOW = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,34 +50,17 @@ class RetryConfiguration:
     retry_budget: float | None = None
 
 
-class _RetryBudget:
-    """Retries as a share of calls over the last minute, so that an outage is not multiplied."""
+# What is left out of @retry_on_429, and of @resilient and the clients.
+BARE = RetryConfiguration()
+STACKED = RetryConfiguration(retry_transient=True, retry_budget=0.2)
 
-    def __init__(self, share: float) -> None:
-        self._share = share
-        self._lock = threading.Lock()
-        self._calls: deque[float] = deque()
-        self._retries: deque[float] = deque()
-
-    def count_call(self) -> None:
-        with self._lock:
-            self._calls.append(self._forget_old())
-
-    def take(self) -> bool:
-        """Whether there is a retry left; it is taken. One is always allowed, else few calls would have none."""
-        with self._lock:
-            current = self._forget_old()
-            if len(self._retries) >= max(1.0, self._share * len(self._calls)):
-                return False
-            self._retries.append(current)
-            return True
-
-    def _forget_old(self) -> float:
-        current = now()
-        for times in (self._calls, self._retries):
-            while times and times[0] <= current - _BUDGET_WINDOW:
-                times.popleft()
-        return current
+_NOTHING = NothingDeclared()
+_SETTINGS = {
+    "max_retries": "max_retries",
+    "initial_backoff": "initial_backoff_seconds",
+    "max_backoff": "max_backoff_seconds",
+    "backoff_multiplier": "backoff_multiplier",
+}
 
 
 class RetryLoop(Repeater):
@@ -88,21 +68,25 @@ class RetryLoop(Repeater):
 
     kind: ClassVar[str] = "retry_on_429"
 
-    def __init__(self, name: str, configuration: RetryConfiguration) -> None:
+    def __init__(self, name: str, configuration: RetryConfiguration, defaults: RetryConfiguration = BARE) -> None:
         self.name = name
         self.configuration = configuration
+        self._defaults = defaults
         self._values: tuple[object, dict[str, Any]] | None = None
-        self.budget = None if configuration.retry_budget is None else _RetryBudget(configuration.retry_budget)
 
     async def run(self, call: Call, attempt: Callable[[], Awaitable[T]], /) -> T:
         """Run the call, and again while it fails with what is retried."""
         values = self.values()
-        if self.budget is not None:
-            self.budget.count_call()
         started = now()
+        budget = None
+        if self.configuration.retry_budget is not None:
+            budget = retry_budgets.get(self.name, _NOTHING)
+            budget.count_call(started)
         try:
             return await attempt()
         except Exception as error:
+            if budget is not None and isinstance(error, ResilienceError):
+                budget.forget_call()
             reason = self.reason(error)
             if reason is None:
                 raise
@@ -115,7 +99,7 @@ class RetryLoop(Repeater):
                 raise error
             return await attempt()
 
-        story = _Story(self, values, started, reason)
+        story = _Story(self, values, budget, started, reason)
         controller = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(story.is_retried),
             wait=story.wait,
@@ -158,28 +142,25 @@ class RetryLoop(Repeater):
 
     def describe(self) -> dict[str, Value]:
         """The effective parameters, and where each came from."""
-        given = self.configuration
-        return {
-            "max_retries": effective(given.max_retries, setting="max_retries"),
-            "initial_backoff": effective(given.initial_backoff, setting="initial_backoff_seconds"),
-            "max_backoff": effective(given.max_backoff, setting="max_backoff_seconds"),
-            "backoff_multiplier": effective(given.backoff_multiplier, setting="backoff_multiplier"),
-            "jitter": Value(given.jitter, "default" if given.jitter else "argument"),
-            "retry_transient": Value(given.retry_transient, "argument" if given.retry_transient else "default"),
-            "retry_if": effective(given.retry_if),
-            "max_elapsed": effective(given.max_elapsed),
-            "max_retry_after": Value(
-                given.max_retry_after, "default" if given.max_retry_after == LONGEST_RETRY_AFTER else "argument"
-            ),
-            "retry_budget": effective(given.retry_budget),
-        }
+        values = {}
+        for field in fields(self.configuration):
+            value = getattr(self.configuration, field.name)
+            if field.name in _SETTINGS:
+                values[field.name] = effective(value, setting=_SETTINGS[field.name])
+            else:
+                is_default = value == getattr(self._defaults, field.name)
+                values[field.name] = Value(value, "default" if is_default else "argument")
+        return values
 
 
 class _Story:
     """How the retries of one call go: tenacity asks it how long to wait and when to stop."""
 
-    def __init__(self, loop: RetryLoop, values: dict[str, Any], started: float, reason: str) -> None:
+    def __init__(
+        self, loop: RetryLoop, values: dict[str, Any], budget: RetryBudget | None, started: float, reason: str
+    ) -> None:
         self._loop = loop
+        self._budget = budget
         self._started = started
         self._values = values
         self._reason: str | None = reason
@@ -214,9 +195,18 @@ class _Story:
             self._bound = "max_retry_after"
         elif values["max_elapsed"] is not None and now() - self._started + state.upcoming_sleep > values["max_elapsed"]:
             self._bound = "max_elapsed"
-        elif self._loop.budget is not None and not self._loop.budget.take():
+        elif self._is_over_budget():
             self._bound = "retry_budget"
         return self._bound is not None
+
+    def _is_over_budget(self) -> bool:
+        # A wait that the server has named for its quota is one that all callers wait out: it multiplies no outage, and
+        # to refuse it would lose an answer that is certain to come.
+        is_told_of_quota = self._reason == "rate limit" and self._told is not None
+        if self._budget is None or is_told_of_quota:
+            return False
+        values = self._values
+        return not self._budget.take(values["retry_budget"], max(FEWEST_RETRIES, values["max_retries"]))
 
     def tell(self, state: tenacity.RetryCallState) -> None:
         """Say that another attempt follows."""
@@ -306,7 +296,10 @@ def retry_on_429(
         retry_if: Says of any other error whether it is retried.
         max_elapsed: Most seconds from the first attempt to the start of the last.
         max_retry_after: A server that names a longer wait in seconds is not waited for: its error is raised at once.
-        retry_budget: Most retries as a share of the calls of the last minute, above 0 to 1. Default: no bound.
+        retry_budget: Most retries as a share of the function's calls in the last minute, above 0 to 1, so that an
+            outage is not multiplied. Past it the function's own error is raised at once. It always allows 10 in a
+            minute, or `max_retries` if that is more; and it counts no retry after a rate limit for which the server
+            named the wait. Default: no bound.
 
     Raises:
         ConfigurationError: An argument cannot work.
@@ -319,40 +312,53 @@ def retry_on_429(
         >>> ask("What is 2 + 2?")
         'four'
 
-    Source: full jitter as in the AWS Architecture Blog, "Exponential Backoff And Jitter".
+    Sources: full jitter as in the AWS Architecture Blog, "Exponential Backoff And Jitter"; the budget as in Finagle's
+    RetryBudget (a share of requests beside a minimum for clients with few) and Envoy's retry_budget, both 20 %.
     """
     if function is not None:
         check_callable("retry_on_429", function)
         return retry_on_429()(function)
-    check_numbers("retry_on_429", at_least=0, whole=True, max_retries=max_retries)
+    return retried(
+        RetryConfiguration(
+            max_retries=max_retries,
+            initial_backoff=initial_backoff,
+            max_backoff=max_backoff,
+            backoff_multiplier=backoff_multiplier,
+            jitter=jitter,
+            retry_transient=retry_transient,
+            retry_if=retry_if,
+            max_elapsed=max_elapsed,
+            max_retry_after=max_retry_after,
+            retry_budget=retry_budget,
+        )
+    )
+
+
+def retried(given: RetryConfiguration, defaults: RetryConfiguration = BARE) -> decorating.Decorator:
+    """Make the decorator of a configuration, for which `defaults` is what was left out.
+
+    Raises:
+        ConfigurationError: A value cannot work.
+    """
+    check_numbers("retry_on_429", at_least=0, whole=True, max_retries=given.max_retries)
     check_numbers(
         "retry_on_429",
         at_least=0,
-        initial_backoff=initial_backoff,
-        max_backoff=max_backoff,
-        max_elapsed=max_elapsed,
-        max_retry_after=max_retry_after,
+        initial_backoff=given.initial_backoff,
+        max_backoff=given.max_backoff,
+        max_elapsed=given.max_elapsed,
+        max_retry_after=given.max_retry_after,
     )
-    check_numbers("retry_on_429", at_least=1, backoff_multiplier=backoff_multiplier)
-    check_numbers("retry_on_429", above=0, retry_budget=retry_budget)
-    if retry_budget is not None and retry_budget > 1:
-        raise ConfigurationError(f"@retry_on_429(retry_budget={retry_budget!r}): expected a share of calls, 1 or less")
-    check_function("retry_on_429", retry_if=retry_if)
-    configuration = RetryConfiguration(
-        max_retries=max_retries,
-        initial_backoff=initial_backoff,
-        max_backoff=max_backoff,
-        backoff_multiplier=backoff_multiplier,
-        jitter=jitter,
-        retry_transient=retry_transient,
-        retry_if=retry_if,
-        max_elapsed=max_elapsed,
-        max_retry_after=max_retry_after,
-        retry_budget=retry_budget,
-    )
+    check_numbers("retry_on_429", at_least=1, backoff_multiplier=given.backoff_multiplier)
+    check_numbers("retry_on_429", above=0, retry_budget=given.retry_budget)
+    if given.retry_budget is not None and given.retry_budget > 1:
+        raise ConfigurationError(
+            f"@retry_on_429(retry_budget={given.retry_budget!r}): expected a share of calls, 1 or less"
+        )
+    check_function("retry_on_429", retry_if=given.retry_if)
 
     def decorate(function: Callable[P, R], /) -> Callable[P, R]:
         check_callable("retry_on_429", function)
-        return decorating.repeated(function, RetryLoop(name_of(function), configuration))
+        return decorating.repeated(function, RetryLoop(name_of(function), given, defaults))
 
     return decorate

@@ -5,7 +5,7 @@ This is the only module that knows all four.
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
 from resilience_kit import decorating
@@ -14,7 +14,7 @@ from resilience_kit.errors import ConfigurationError
 from resilience_kit.layers import name_of
 from resilience_kit.rate_limiting import Tokens, rate_limited
 from resilience_kit.registry import Value
-from resilience_kit.retrying import retry_on_429
+from resilience_kit.retrying import STACKED, retried
 from resilience_kit.stack_order import StackProblem, find_problems
 from resilience_kit.token_budgeting import OnExceed, Per, token_budget
 from resilience_kit.validating import check_callable
@@ -149,7 +149,8 @@ def resilient(
 def resilient(name: Any = "default", *, agent: str | None = None, **options: Any) -> Any:
     """Put the whole stack around a function: token budget, retries, circuit and rate limit, outermost first.
 
-    Connection errors, timeouts, 408 and 5xx are retried too, unless `retry_transient=False`.
+    Connection errors, timeouts, 408 and 5xx are retried too, unless `retry_transient=False`; and retries are at most a
+    fifth of the calls of a minute, unless `retry_budget` says otherwise: None is no bound.
 
     Args:
         name: The name of both the rate limit and the circuit: functions with the same name share them.
@@ -174,10 +175,9 @@ def resilient(name: Any = "default", *, agent: str | None = None, **options: Any
     unknown = [option for option in options if option not in known]
     if unknown:
         raise ConfigurationError(f"@resilient({unknown[0]}=...): no such parameter; there are {', '.join(known)}")
-    options.setdefault("retry_transient", True)
     limit = rate_limited(name, **_picked(options, RateLimitOptions))
     circuit = circuit_protected(name, **_picked(options, CircuitOptions))
-    retry = retry_on_429(**_picked(options, RetryOptions))
+    retry = retried(replace(STACKED, **_picked(options, RetryOptions)), STACKED)
     budget = token_budget("default" if agent is None else agent, **_picked(options, BudgetOptions))
 
     def decorate(function: Callable[P, R], /) -> Callable[P, R]:

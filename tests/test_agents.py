@@ -139,6 +139,16 @@ async def test_the_agents_priority_takes_the_place_of_the_decorators():
     assert served == ["first", "urgent", "background"]
 
 
+async def test_a_block_that_is_entered_again_elsewhere_has_the_context_of_there():
+    block = agent("MathAgent")
+    with agent("Coordinator", context="nightly-report"), block as inside:
+        pass
+    with block as outside:
+        pass
+
+    assert (inside.context, outside.context) == ("nightly-report", None)
+
+
 async def test_an_agent_without_a_priority_leaves_the_decorators():
     with agent("MathAgent") as entered:
         assert entered.priority is None

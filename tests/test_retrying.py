@@ -324,42 +324,6 @@ async def test_each_decision_is_told_to_listeners(heard):
     assert (heard[0].attempt, heard[0].seconds, heard[0].reason, heard[0].told) == (1, 1.0, "rate limit", True)
 
 
-async def test_a_retry_budget_bounds_retries_to_a_share_of_the_calls():
-    calls = retries = 0
-
-    @retry_on_429(retry_budget=0.2, max_retries=3)
-    async def call():
-        nonlocal calls
-        calls += 1
-        raise RefusalError(retry_after="0.001")
-
-    for _ in range(50):
-        with pytest.raises(RefusalError):
-            await call()
-    retries = calls - 50
-
-    assert 8 <= retries <= 11
-
-
-async def test_a_retry_budget_allows_one_retry_to_few_calls_and_forgets_after_a_minute():
-    budgeted = retry_on_429(retry_budget=0.1)
-    services = [Service(RefusalError(retry_after="1")) for _ in range(3)]
-    call = iter(services)
-
-    @budgeted
-    async def ask():
-        return await current()
-
-    current = next(call)
-    assert await ask() == "answer"
-    current = next(call)
-    with pytest.raises(RefusalError):
-        await ask()
-    await asyncio.sleep(61)
-    current = next(call)
-    assert await ask() == "answer"
-
-
 async def test_a_sync_function_waits_in_its_thread():
     errors = [RefusalError(retry_after="5"), RefusalError(retry_after="5")]
 

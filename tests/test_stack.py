@@ -503,6 +503,13 @@ def test_resilient_retries_a_failing_server():
         assert answer() == "four"
 
 
+def test_explain_tells_the_defaults_of_resilient_as_defaults():
+    parameters = explain(resilient(ask)).layers[1].parameters
+
+    assert {name for name, value in parameters.items() if value.source != "default"} == set()
+    assert str(parameters["retry_transient"]) == "True (default)"
+
+
 def test_resilient_leaves_a_failing_server_alone_if_it_is_told_to():
     @resilient(retry_transient=False)
     def answer():

@@ -350,13 +350,13 @@ async def test_a_copy_can_have_other_parameters_of_the_kit(make_client, kind, az
 
 
 async def test_a_copy_keeps_to_the_retry_budget_that_its_original_has_used(make_client, kind, azure):
-    client = make_client(kind, max_retries=1, retry_budget=0.01)
-    azure.inject(Fault.internal_error(), times=10)
+    client = make_client(kind, max_retries=10, initial_backoff=0, failure_threshold=100)
+    azure.inject(Fault.internal_error(), times=100)
     with no_waiting():
         for _ in range(3):
             with pytest.raises(openai.InternalServerError):
                 await greet(client.with_options(timeout=3))
-    assert azure.stats.requests == 4
+    assert azure.stats.requests == 3 + 10
 
 
 async def test_a_copy_of_an_azure_client_keeps_its_deployment():
@@ -493,3 +493,13 @@ async def test_explain_tells_the_layers_of_a_clients_method(make_client):
     layers = ["token_budget", "retry_on_429", "circuit_protected", "rate_limited"]
     assert [layer.kind for layer in report.layers] == layers
     assert report.layers[1].parameters["max_retries"].value == 7
+
+
+async def test_a_client_has_the_retry_budget_of_resilient_unless_it_is_told_otherwise(make_client, kind):
+    def budget(**options):
+        layers = explain(make_client(kind, **options).chat.completions.create).layers
+        return str(layers[1].parameters["retry_budget"])
+
+    assert budget() == "0.2 (default)"
+    assert budget(retry_budget=0.5) == "0.5 (argument)"
+    assert budget(retry_budget=None) == "None (argument)"

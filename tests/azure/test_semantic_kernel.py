@@ -7,7 +7,7 @@ import openai
 import pytest
 from azure_helpers import GREETING, UNPACED
 
-from resilience_kit import agent, get_all_resilience_stats
+from resilience_kit import agent, explain, get_all_resilience_stats
 from resilience_kit.azure import ResilientAsyncAzureOpenAI, create_resilient_azure_service
 from resilience_kit.testing import Fault, no_waiting
 
@@ -80,6 +80,11 @@ async def test_a_429_is_waited_out(make_service, azure):
     with no_waiting():
         assert await ask(make_service()) == GREETING
     assert azure.stats.requests == 3
+
+
+async def test_a_service_has_the_retry_budget_of_resilient(make_service):
+    layers = explain(make_service().client.chat.completions.create).layers
+    assert str(layers[1].parameters["retry_budget"]) == "0.2 (default)"
 
 
 async def test_a_stream_of_a_service_holds_its_slot_until_it_is_read(make_service, slots_taken):

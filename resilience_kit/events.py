@@ -154,6 +154,15 @@ class Truncated(Event):
     removed_messages: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeakExpected(Event):
+    """In `seconds`, more `tokens` per minute are expected than the `quota` has; told once for each peak."""
+
+    seconds: float
+    tokens: int
+    quota: float
+
+
 Listener = Callable[[Event], object]
 
 _log = logging.getLogger(__name__)

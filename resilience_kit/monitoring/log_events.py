@@ -16,6 +16,7 @@ _LIMITS = logging.getLogger("resilience_kit.rate_limiting")
 _RETRIES = logging.getLogger("resilience_kit.retrying")
 _CIRCUITS = logging.getLogger("resilience_kit.circuit_breaking")
 _BUDGETS = logging.getLogger("resilience_kit.token_budgeting")
+_FORECASTS = logging.getLogger("resilience_kit.forecast")
 
 _LINES: dict[type[events.Event], tuple[logging.Logger, int, str]] = {
     events.Waiting: (_LIMITS, logging.DEBUG, "waiting"),
@@ -34,6 +35,7 @@ _LINES: dict[type[events.Event], tuple[logging.Logger, int, str]] = {
     events.BudgetWaiting: (_BUDGETS, logging.INFO, "waiting"),
     events.BudgetRefused: (_BUDGETS, logging.WARNING, "refused"),
     events.Truncated: (_BUDGETS, logging.INFO, "truncated"),
+    events.PeakExpected: (_FORECASTS, logging.WARNING, "peak-expected"),
 }
 
 # A library adds no output of its own: without logging set up, nothing is printed.

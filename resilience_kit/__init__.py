@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         TokenBudgetExceededError,
     )
     from resilience_kit.events import subscribe
+    from resilience_kit.planning import Plan, plan
     from resilience_kit.pricing import Price, set_prices
     from resilience_kit.rate_limiting import rate_limited
     from resilience_kit.retrying import retry_on_429
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CircuitOpenError",
     "ConfigurationError",
+    "Plan",
     "Price",
     "RateLimitRisk",
     "RateLimitTimeoutError",
@@ -49,6 +51,7 @@ __all__ = [
     "count_tokens",
     "explain",
     "get_all_resilience_stats",
+    "plan",
     "rate_limited",
     "reset_all",
     "reset_circuit_breakers",
@@ -72,6 +75,7 @@ _HOMES = {
         "TokenBudgetExceededError",
     ),
     "events": ("subscribe",),
+    "planning": ("Plan", "plan"),
     "pricing": ("Price", "set_prices"),
     "rate_limiting": ("rate_limited",),
     "retrying": ("retry_on_429",),

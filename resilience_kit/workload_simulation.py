@@ -9,7 +9,6 @@ import random
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from contextvars import Context
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -116,9 +115,9 @@ class _RefusedError(Exception):
 def simulate(workload: Workload, limits: Limits, *, warm_up: float, seconds: float, seed: int) -> Outcome:
     """Let the agents work for so many seconds after a warm-up of so many, and tell what came of it."""
     simulation = _Simulation(workload, limits, warm_up, seed)
-    # in a thread, since the caller's may run a loop already; in an empty context, since the caller may be an agent's
+    # the caller's thread may run a loop already
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(Context().run, simulation.run, warm_up + seconds).result()
+        return thread.submit(simulation.run, warm_up + seconds).result()
 
 
 class _Simulation:

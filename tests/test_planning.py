@@ -11,7 +11,6 @@ from benchmarks.planning import WORKLOADS, compare
 from resilience_kit import (
     ConfigurationError,
     ResilienceSettings,
-    agent,
     get_all_resilience_stats,
     plan,
     planning,
@@ -92,6 +91,11 @@ def test_agents_wait_for_the_rest_of_the_time_that_a_turn_of_all_takes():
     assert small().wait_p50 == pytest.approx(5, rel=0.2)
 
 
+def test_waits_are_those_of_a_queue_that_has_grown_to_its_length():
+    # a turn of all takes 100 seconds: before that, the waits of those who come to it are shorter
+    assert small(agents=200, minutes=1).wait_p50 == pytest.approx(97, rel=0.03)
+
+
 def test_nobody_waits_where_the_agents_are_the_limit():
     assert small(agents=4).wait_p99 == 0
 
@@ -144,6 +148,10 @@ def test_the_recommended_slots_let_as_many_calls_through_as_a_slot_for_each_agen
 
 def test_there_are_fewer_recommended_slots_than_agents_where_the_quota_is_the_limit():
     assert small().settings["MAX_CONCURRENT_REQUESTS"] == 9
+
+
+def test_there_is_a_slot_for_each_agent_where_the_quota_is_not_the_limit():
+    assert small(calls_per_minute=5).settings["MAX_CONCURRENT_REQUESTS"] == SMALL["agents"]
 
 
 @pytest.mark.parametrize("given", [{"max_concurrent": 3}, {"min_interval": 1.5}])
@@ -208,11 +216,29 @@ def test_of_a_large_workload_a_part_is_simulated(simulated, monkeypatch):
     assert simulated[0] <= 2_000
 
 
-def test_the_part_of_a_large_workload_tells_of_the_whole(monkeypatch):
-    whole = small(**LARGE)
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"request_window": 1},
+        {"tokens_per_minute": 800_000},
+        {"max_concurrent": 45},
+        {"min_interval": 0.08},
+        {"agents": 50},
+    ],
+)
+def test_the_part_of_a_large_workload_tells_of_the_whole(monkeypatch, given):
+    whole = small(**LARGE | given)
     monkeypatch.setattr(planning, "_MOST_CALLS", 2_000)
 
-    assert small(**LARGE).requests_per_minute == pytest.approx(whole.requests_per_minute, rel=0.03)
+    assert small(**LARGE | given).requests_per_minute == pytest.approx(whole.requests_per_minute, rel=0.03)
+
+
+def test_the_refusals_of_a_part_are_told_as_of_the_whole(monkeypatch):
+    whole = small(**LARGE, request_window=1)
+    monkeypatch.setattr(planning, "_MOST_CALLS", 2_000)
+
+    assert small(**LARGE, request_window=1).refusals == pytest.approx(whole.refusals, rel=0.5)
 
 
 def test_a_workload_without_parts_that_is_too_large_is_refused():
@@ -298,11 +324,6 @@ def test_the_settings_of_the_process_do_not_matter(monkeypatch):
     monkeypatch.setenv("MAX_RETRIES", "not a number")
 
     assert small().requests_per_minute > 0
-
-
-def test_the_agent_that_plans_does_not_matter():
-    with agent("Planner", priority=-5):
-        assert small() == small()
 
 
 async def test_a_plan_is_made_in_a_running_event_loop():

@@ -234,6 +234,13 @@ def test_the_part_of_a_large_workload_tells_of_the_whole(monkeypatch, given):
     assert small(**LARGE | given).requests_per_minute == pytest.approx(whole.requests_per_minute, rel=0.03)
 
 
+def test_the_waits_of_a_part_are_those_of_the_whole(monkeypatch):
+    whole = small(**LARGE)
+    monkeypatch.setattr(planning, "_MOST_CALLS", 2_000)
+
+    assert small(**LARGE).wait_p50 == pytest.approx(whole.wait_p50, rel=0.1)
+
+
 def test_the_refusals_of_a_part_are_told_as_of_the_whole(monkeypatch):
     whole = small(**LARGE, request_window=1)
     monkeypatch.setattr(planning, "_MOST_CALLS", 2_000)

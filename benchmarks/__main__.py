@@ -1,8 +1,9 @@
-"""What the kit costs beside what users would write without it; `make bench` runs it, side by side in one run."""
+"""What the kit costs beside what users would write without it, and how well it plans; `make bench` runs it."""
 
-from benchmarks import counting, imports, overhead
+from benchmarks import counting, imports, overhead, planning
 
 if __name__ == "__main__":
     overhead.main()
     counting.main()
     imports.main()
+    planning.main()

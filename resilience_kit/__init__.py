@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         TokenBudgetExceededError,
     )
     from resilience_kit.events import subscribe
+    from resilience_kit.planning import Plan, plan
     from resilience_kit.pricing import Price, set_prices
     from resilience_kit.priorities import priority
     from resilience_kit.rate_limiting import rate_limited
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CircuitOpenError",
     "ConfigurationError",
+    "Plan",
     "Price",
     "RateLimitRisk",
     "RateLimitTimeoutError",
@@ -50,6 +52,7 @@ __all__ = [
     "count_tokens",
     "explain",
     "get_all_resilience_stats",
+    "plan",
     "priority",
     "rate_limited",
     "reset_all",
@@ -74,6 +77,7 @@ _HOMES = {
         "TokenBudgetExceededError",
     ),
     "events": ("subscribe",),
+    "planning": ("Plan", "plan"),
     "pricing": ("Price", "set_prices"),
     "priorities": ("priority",),
     "rate_limiting": ("rate_limited",),

@@ -1,9 +1,11 @@
 """The command `resilience-kit`."""
 
 import contextlib
+import json
 import pkgutil
 import sys
 import threading
+from dataclasses import asdict
 from typing import Annotated, NoReturn
 
 from resilience_kit.errors import ConfigurationError
@@ -30,6 +32,8 @@ _RANDOM_FAULTS = (
     Fault.connection_reset(),
     Fault.cut_mid_stream(),
 )
+
+_RANGE = "NUMBER|LEAST-MOST"
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -127,6 +131,62 @@ def explain(
     raise typer.Exit(1 if report.warnings else 0)
 
 
+@app.command()
+def plan(
+    *,
+    rpm: Annotated[int, typer.Option(help="The quota's requests per minute.")],
+    tpm: Annotated[int, typer.Option(help="The quota's tokens per minute.")],
+    agents: Annotated[int, typer.Option(help="How many ask, each with one call at a time.")],
+    prompt_tokens: Annotated[str, typer.Option(metavar=_RANGE, help="Tokens of a prompt.")],
+    output_tokens: Annotated[str, typer.Option(metavar=_RANGE, help="Tokens of an answer.")],
+    latency: Annotated[str, typer.Option(metavar=_RANGE, help="Seconds from sending a call to its answer.")],
+    max_concurrent: Annotated[int | None, typer.Option(help="Calls under way at once; as needed if not given.")] = None,
+    min_interval: Annotated[float | None, typer.Option(help="Seconds between the starts of two calls.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="What calls ask for as max_tokens; the most output tokens if not given.")
+    ] = None,
+    calls_per_minute: Annotated[
+        float | None, typer.Option(help="Calls that each agent starts; the next with the answer if not given.")
+    ] = None,
+    minutes: Annotated[float, typer.Option(help="How long to measure.")] = 10,
+    token_window: Annotated[TokenWindow, typer.Option(help="How the server counts tokens.")] = "fixed",  # noqa: S107 - no secret
+    request_window: Annotated[RequestWindow, typer.Option(help="Over how many seconds requests are evaluated.")] = 10,
+    seed: Annotated[int, typer.Option(help="Another one draws other random times and tokens.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Foresee what agents get out of a quota, and which settings they need."""
+    from resilience_kit.planning import plan as planned
+
+    try:
+        found = planned(
+            requests_per_minute=rpm,
+            tokens_per_minute=tpm,
+            agents=agents,
+            prompt_tokens=_range(prompt_tokens),
+            output_tokens=_range(output_tokens),
+            latency=_range(latency),
+            max_concurrent=max_concurrent,
+            min_interval=min_interval,
+            max_tokens=max_tokens,
+            calls_per_minute=calls_per_minute,
+            minutes=minutes,
+            token_window=token_window,
+            request_window=request_window,
+            seed=seed,
+        )
+    except ConfigurationError as error:
+        raise typer.BadParameter(str(error)) from error
+    typer.echo(json.dumps(asdict(found), indent=2) if as_json else found)
+
+
 def _wait_for_interrupt() -> None:
     with contextlib.suppress(KeyboardInterrupt):
         threading.Event().wait()
+
+
+def _range(text: str) -> tuple[float, float]:
+    least, _, most = text.partition("-")
+    try:
+        return float(least), float(most or least)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r}: expected a number, or the least and the most, as 200-3000") from error

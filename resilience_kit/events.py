@@ -6,7 +6,9 @@ fail a call: what it raises is logged and dropped. No record holds anything of t
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 
@@ -170,6 +172,7 @@ _log = logging.getLogger(__name__)
 # have several.
 _listeners: dict[object, Listener] = {}
 _lock = threading.Lock()
+_sole_listener: ContextVar[Listener | None] = ContextVar("resilience_kit_sole_listener", default=None)
 
 
 def subscribe(listener: Listener) -> Callable[[], None]:
@@ -199,9 +202,20 @@ def subscribe(listener: Listener) -> Callable[[], None]:
     return unsubscribe
 
 
+@contextmanager
+def heard_only_by(listener: Listener) -> Iterator[None]:
+    """Deliver what happens inside, and in tasks started inside, to one listener: a simulation is nobody else's news."""
+    token = _sole_listener.set(listener)
+    try:
+        yield
+    finally:
+        _sole_listener.reset(token)
+
+
 def emit(event: Event) -> None:
     """Deliver an event to all listeners."""
-    for listener in _listeners.values():
+    sole = _sole_listener.get()
+    for listener in _listeners.values() if sole is None else (sole,):
         try:
             listener(event)
         except Exception as error:  # noqa: BLE001 - a listener may raise anything, and must not fail the call

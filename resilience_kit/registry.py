@@ -100,6 +100,7 @@ class Registry(Generic[ConfigurationT, NamedT]):
         # What was declared outside of isolated(): it counts for a function that was decorated there.
         self._declared_outside: dict[str, ConfigurationT] = {}
         self._items: dict[str, NamedT] = {}
+        self._private: set[str] = set()
         all_registries.append(self)
 
     def declare(self, name: str, configuration: ConfigurationT) -> None:
@@ -144,7 +145,7 @@ class Registry(Generic[ConfigurationT, NamedT]):
     def items(self) -> dict[str, NamedT]:
         """All that is in use, by name."""
         with self._lock:
-            return dict(self._items)
+            return {name: item for name, item in self._items.items() if name not in self._private}
 
     def start_anew(self) -> None:
         """Forget in a forked child what its parent used: the threads that hold it are not there to give it back."""
@@ -173,6 +174,19 @@ class Registry(Generic[ConfigurationT, NamedT]):
         finally:
             with self._lock:
                 self._declared, self._items, self._declared_outside = before
+
+    @contextmanager
+    def private(self, name: str) -> Iterator[None]:
+        """Keep a name out of statistics and resets, and forget it at the end: a simulation's, on a clock of its own."""
+        with self._lock:
+            self._private.add(name)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._private.discard(name)
+                self._declared.pop(name, None)
+                self._items.pop(name, None)
 
     def _merge(self, name: str, earlier: ConfigurationT, later: ConfigurationT) -> ConfigurationT:
         values: dict[str, Any] = {}

@@ -1,6 +1,8 @@
 """The command line, run in this process."""
 
+import dataclasses
 import importlib
+import json
 import os
 import re
 import signal
@@ -12,7 +14,7 @@ import httpx2
 import pytest
 from typer.testing import CliRunner
 
-from resilience_kit import cli
+from resilience_kit import cli, plan
 
 
 @pytest.fixture
@@ -142,3 +144,40 @@ def test_explain_says_what_it_could_not_find_or_explain(run, name, answer):
 
     assert result.exit_code == 2
     assert answer in result.output
+
+
+PLANNED = ("plan", "--rpm", "600", "--tpm", "50000", "--agents", "4", "--prompt-tokens", "200-1000")
+WORKLOAD = (*PLANNED, "--output-tokens", "400", "--latency", "2-4")
+
+
+def test_plan_prints_what_limits_and_the_lines_for_the_settings(run):
+    result = run(*WORKLOAD)
+
+    assert result.exit_code == 0, result.output
+    assert "limited by    tokens_per_minute" in result.output
+    assert result.output.splitlines()[-4:] == [
+        "REQUESTS_PER_MINUTE=600",
+        "TOKENS_PER_MINUTE=50000",
+        "MAX_CONCURRENT_REQUESTS=4",
+        "MIN_REQUEST_INTERVAL_MS=0",
+    ]
+
+
+def test_plan_prints_json_that_says_the_same_as_the_function(run):
+    quota = {"requests_per_minute": 600, "tokens_per_minute": 50_000}
+    planned = plan(**quota, agents=4, prompt_tokens=(200, 1_000), output_tokens=400, latency=(2, 4))
+
+    assert json.loads(run(*WORKLOAD, "--json").output) == dataclasses.asdict(planned)
+
+
+def test_plan_explains_a_value_that_cannot_work(run):
+    result = run(*WORKLOAD, "--minutes", "0")
+
+    assert (result.exit_code, "expected a number from 1 to 60" in result.output) == (2, True)
+
+
+@pytest.mark.parametrize("latency", ["fast", "2-slow", "-"])
+def test_plan_explains_how_a_range_is_written(run, latency):
+    result = run(*PLANNED, "--output-tokens", "400", f"--latency={latency}")
+
+    assert (result.exit_code, "the least and the most, as 200-3000" in result.output) == (2, True)

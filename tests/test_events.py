@@ -307,3 +307,25 @@ def test_an_event_is_delivered_in_the_thread_that_caused_it(listen):
 def test_emitting_with_no_listener_at_all_does_nothing(monkeypatch):
     monkeypatch.setattr(events, "_listeners", {})
     assert ask() == "four"
+
+
+def test_what_only_one_listener_hears_no_other_does(heard):
+    alone = []
+    with events.heard_only_by(alone.append):
+        ask()
+    assert ([type(event) for event in alone], heard) == ([Admitted], [])
+
+
+def test_after_one_listener_alone_all_hear_again(heard):
+    with events.heard_only_by(lambda event: None):
+        pass
+    ask()
+    assert [type(event) for event in heard] == [Admitted]
+
+
+def test_another_thread_is_heard_by_all_meanwhile(heard):
+    with events.heard_only_by(lambda event: None):
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+    assert [type(event) for event in heard] == [Admitted]

@@ -253,3 +253,25 @@ def test_isolated_reads_the_settings_anew(monkeypatch):
     monkeypatch.setenv("REQUESTS_PER_MINUTE", "7")
     with isolated():
         assert current_settings().requests_per_minute == 7
+
+
+def test_a_private_name_is_not_told_in_statistics():
+    with rate_limits.private("chat"):
+        rate_limited("chat")(answer)()
+        assert get_all_resilience_stats()["rate_limiters"].get("chat", {}).get("in_flight") is None
+
+
+def test_a_private_name_is_not_reset_with_the_others():
+    with rate_limits.private("chat"):
+        ask = rate_limited("chat", requests_per_minute=60)(answer)
+        ask()
+        limit = rate_limits.get("chat", RateLimitConfiguration())
+        rate_limits.reset()
+        assert limit.statistics().requests_in_window == 1
+
+
+def test_a_private_name_is_forgotten_at_its_end():
+    with rate_limits.private("chat"):
+        rate_limited("chat", requests_per_minute=1)(answer)()
+    rate_limited("chat", requests_per_minute=2)(answer)()
+    assert limit_of("chat")["requests_in_window"] == 1

@@ -1,8 +1,16 @@
-"""What the kit costs beside what users would write without it; `make bench` runs it, side by side in one run."""
+"""What the kit costs and what it saves; `make bench` runs it, each part side by side with its peers in one run.
 
-from benchmarks import counting, imports, overhead
+The parts on quotas run in real minutes, six for `quota` and seven for `reach`, which comes only with `--all`.
+"""
+
+import sys
+
+from benchmarks import counting, imports, overhead, quota, reach
 
 if __name__ == "__main__":
     overhead.main()
     counting.main()
     imports.main()
+    quota.main()
+    if "--all" in sys.argv[1:]:
+        reach.main()

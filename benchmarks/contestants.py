@@ -42,9 +42,17 @@ def contestants() -> list[Contestant]:
     entered = [
         Contestant("openai SDK, default", "`max_retries=2`", _sdk(max_retries=2)),
         Contestant("openai SDK, 20 retries", "`max_retries=20`", _sdk(max_retries=_ATTEMPTS)),
-        Contestant("tenacity", f"`wait_random_exponential(min=1, max=60)`, {_ATTEMPTS} attempts", _tenacity),
+        Contestant(
+            "tenacity",
+            f"`wait_random_exponential(min=1, max=60)` as OpenAI's guide has it, {_ATTEMPTS} attempts",
+            _tenacity,
+        ),
         Contestant("stamina", f"a backoff hook that obeys `retry-after`, {_ATTEMPTS} attempts, no timeout", _stamina),
-        Contestant("naive composition", "tenacity, pybreaker, a semaphore, two `AsyncLimiter`s at the quota", _naive()),
+        Contestant(
+            "naive composition",
+            "tenacity as above, pybreaker, a semaphore, two `AsyncLimiter`s at the quota",
+            _naive(),
+        ),
         Contestant(
             "naive, 429s excluded",
             "the same, with `CircuitBreaker(exclude=[RateLimitError])`",

@@ -306,7 +306,8 @@ async def measure(chosen: Sequence[Mode], limits: Limits, windows: int) -> list[
         async with places:
             seen = await run(mode, limits, windows)
         reach = judge(mode, limits, seen)
-        print(f"  {mode.name}: {reach.refused_later} refusals, {reach.share:.3f}, {dict(seen.errors)}", flush=True)
+        reasons = dict(Counter(rejection.reason for rejection in seen.refused))
+        print(f"  {mode.name}: {reach.share:.3f}, refused for {reasons}, errors {dict(seen.errors)}", flush=True)
         return reach
 
     delays = (number * limits.period / at_once for number in itertools.count())

@@ -1,9 +1,17 @@
-"""What the kit costs beside what users would write without it, and how well it plans; `make bench` runs it."""
+"""What the kit costs and what it saves; `make bench` runs it, each part side by side with its peers in one run.
 
-from benchmarks import counting, imports, overhead, planning
+The parts on quotas run in real minutes, six for `quota` and seven for `reach`, which comes only with `--all`.
+"""
+
+import sys
+
+from benchmarks import counting, imports, overhead, planning, quota, reach
 
 if __name__ == "__main__":
     overhead.main()
     counting.main()
     imports.main()
     planning.main()
+    quota.main()
+    if "--all" in sys.argv[1:]:
+        reach.main()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from resilience_kit.testing.faults import Fault, FaultPlan
 from resilience_kit.testing.server_windows import QuotaLevel, Refusal, ServerQuota
-from resilience_kit.testing.simulator_stats import Admission, Books, SimulatorStats
+from resilience_kit.testing.simulator_stats import Admission, Books, Rejection, SimulatorStats
 
 # These happen to an answer, so that their requests must be admitted; all others come instead of one.
 _FAULTS_OF_ANSWERS = ("output_filter", "cut_mid_stream", "slow_stream")
@@ -102,11 +102,11 @@ class Reception:
             if fault is not None and fault.kind not in _FAULTS_OF_ANSWERS:
                 self._books.faults += 1
                 if fault.kind.endswith("429"):
-                    self._books.refused_by[fault.kind] += 1
+                    self._books.rejections.append(Rejection(now, tokens, fault.kind))
                 return Verdict(None, fault, self._lagging_level(now))
             refusal = self._quota.admit(now, tokens)
             if refusal is not None:
-                self._books.refused_by[refusal.reason] += 1
+                self._books.rejections.append(Rejection(now, tokens, refusal.reason))
                 return Verdict(refusal, None, self._lagging_level(now))
             self._books.admissions.append(Admission(now, tokens))
             self._books.faults += fault is not None

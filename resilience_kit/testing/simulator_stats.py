@@ -20,6 +20,21 @@ class Admission:
 
 
 @dataclass(frozen=True, slots=True)
+class Rejection:
+    """One request that was answered with 429.
+
+    Attributes:
+        time: When it was refused, in seconds of `time.monotonic()`.
+        tokens: What it would have been charged.
+        reason: "requests" or "tokens" (the quota), or the fault's kind.
+    """
+
+    time: float
+    tokens: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class SimulatorStats:
     """A snapshot of what a simulator saw since its start or its last reset.
 
@@ -36,6 +51,7 @@ class SimulatorStats:
         in_flight: Requests that are being answered, or whose stream is being read.
         max_in_flight: The most that `in_flight` has been.
         admissions: The admitted requests, oldest first.
+        rejections: The refused requests, oldest first.
     """
 
     requests: int
@@ -50,6 +66,7 @@ class SimulatorStats:
     in_flight: int
     max_in_flight: int
     admissions: tuple[Admission, ...]
+    rejections: tuple[Rejection, ...]
 
     def peak_requests(self, seconds: float) -> int:
         """Return the most requests that were admitted within any `seconds`."""
@@ -65,7 +82,6 @@ class Books:
     """The counters behind the snapshot; whoever shares them between threads holds a lock."""
 
     requests: int = 0
-    refused_by: Counter[str] = field(default_factory=Counter)
     faults: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -73,14 +89,15 @@ class Books:
     in_flight: int = 0
     max_in_flight: int = 0
     admissions: list[Admission] = field(default_factory=list)
+    rejections: list[Rejection] = field(default_factory=list)
 
     def snapshot(self) -> SimulatorStats:
         """Return what the counters say now."""
         return SimulatorStats(
             requests=self.requests,
             admitted=len(self.admissions),
-            refused=self.refused_by.total(),
-            refused_by=MappingProxyType(dict(self.refused_by)),
+            refused=len(self.rejections),
+            refused_by=MappingProxyType(dict(Counter(rejection.reason for rejection in self.rejections))),
             faults=self.faults,
             tokens_charged=sum(admission.tokens for admission in self.admissions),
             prompt_tokens=self.prompt_tokens,
@@ -89,6 +106,7 @@ class Books:
             in_flight=self.in_flight,
             max_in_flight=self.max_in_flight,
             admissions=tuple(self.admissions),
+            rejections=tuple(self.rejections),
         )
 
 

@@ -103,6 +103,17 @@ def test_tokens_above_the_quota_are_refused():
         assert (azure.stats.admitted, dict(azure.stats.refused_by)) == (3, {"tokens": 1})
 
 
+def test_each_refusal_is_remembered_with_its_time_and_what_it_would_have_cost():
+    with AzureOpenAISimulator(tpm=40) as azure:
+        before = time.monotonic()
+        refusal_of(azure, max_tokens=10)
+        (rejection,) = azure.stats.rejections
+
+    assert (rejection.reason, rejection.tokens) == ("tokens", 12)
+    assert before <= rejection.time <= time.monotonic()
+    assert rejection.time >= max(admission.time for admission in azure.stats.admissions)
+
+
 def test_requests_above_the_quota_are_refused():
     with AzureOpenAISimulator(rpm=12) as azure:
         assert "exceeded call rate limit" in refusal_of(azure).message

@@ -1,0 +1,58 @@
+"""What the benchmarks of quotas measure against: the best that is possible."""
+
+import itertools
+import random
+
+import pytest
+
+from benchmarks.agents import mixed_orders, order
+from benchmarks.oracle import QuotaChange, best_possible
+from resilience_kit.testing.server_windows import ServerQuota
+
+PERIOD, TOKENS = 60.0, 150_000
+
+
+def quota(token_window="fixed"):  # noqa: S107 - tokens of text, no secret
+    return ServerQuota(
+        0.0,
+        request_limit=600,
+        token_limit=TOKENS,
+        period=PERIOD,
+        token_window=token_window,
+        request_window=10,
+        count_refused=False,
+    )
+
+
+def tokens_of_windows(admissions, windows):
+    sums = [0.0] * windows
+    for admission in admissions:
+        sums[int(admission.time / PERIOD)] += admission.tokens
+    return sums
+
+
+@pytest.mark.parametrize("token_window", ["fixed", "sliding"])
+def test_the_best_is_nearly_all_of_the_quota_as_soon_as_each_window_begins(token_window):
+    best = best_possible(quota(token_window), mixed_orders(), period=PERIOD, until=4 * PERIOD)
+
+    assert all(0.99 * TOKENS <= tokens <= TOKENS for tokens in tokens_of_windows(best.admissions, 4))
+    assert all(admission.time % PERIOD < PERIOD / 3 for admission in best.admissions)
+
+
+def test_the_best_ends_with_the_last_answer():
+    best = best_possible(quota(), itertools.islice(mixed_orders(), 200), period=PERIOD)
+
+    assert len(best.admissions) == 200
+    assert best.admissions[-1].time < best.finished < 2 * PERIOD
+
+
+def test_the_best_knows_what_changes():
+    changes = [QuotaChange(PERIOD, 600, TOKENS / 2), QuotaChange(2 * PERIOD, 600, TOKENS)]
+    best = best_possible(quota(), mixed_orders(), period=PERIOD, until=3 * PERIOD, changes=changes)
+
+    assert tokens_of_windows(best.admissions, 3) == pytest.approx([TOKENS, TOKENS / 2, TOKENS], rel=0.01)
+
+
+def test_an_order_knows_what_the_server_charges():
+    assert order(random.Random(1), words=500, max_tokens=40).tokens == 540
+    assert order(random.Random(1), words=500, max_tokens=None, absent=16).tokens == 516

@@ -158,7 +158,7 @@ async def test_rate_limits_that_are_waited_out_leave_the_budget_to_failures():
 
 async def test_a_rate_limit_without_a_word_of_the_server_is_counted():
     service = Service(lambda: FailureError(429))
-    await outcomes_of(put_around(service), 500)
+    await outcomes_of(retry_on_429(retry_budget=0.2, **AT_ONCE)(service), 500)
 
     assert service.requests == 1.2 * 500
 

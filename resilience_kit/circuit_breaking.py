@@ -73,7 +73,7 @@ class CircuitProtection(Guard):
         self._fallback = fallback
         circuits.declare(name, configuration)
 
-    async def enter(self, call: Call, /) -> Passage:
+    def enter(self, call: Call, /) -> Passage:
         """Let the call in, or refuse it at once."""
         circuit = circuits.get(self.name, self._configuration)
         return _Passage(circuit, circuit.admit(), self._is_failure or is_service_failure)

@@ -13,7 +13,7 @@ from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 from resilience_kit.errors import ConfigurationError, ResilienceError
-from resilience_kit.layers import Call, Guard, Layer, Parameters, Repeater, name_of
+from resilience_kit.layers import Call, Guard, Layer, Parameters, Passage, Repeater, name_of
 from resilience_kit.registry import mode
 from resilience_kit.returned_streams import Stay, held
 from resilience_kit.stack_order import warn_of_problems
@@ -157,7 +157,8 @@ def _no_generator(function: Callable[..., Any], returned: object) -> Configurati
 def _run_guard(guard: Guard, beneath: _Run, run_substitute: Callable[[Callable[..., Any]], _Run]) -> _Run:
     async def run(call: Call) -> Any:
         try:
-            passage = await guard.enter(call)
+            entered: Any = guard.enter(call)
+            passage: Passage = await entered if isinstance(entered, CoroutineType) else entered
             call.passages.append(passage)
             try:
                 result = await beneath(call)

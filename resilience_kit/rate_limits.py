@@ -10,28 +10,30 @@ that is full, so there is none for requests and tokens.
 import math
 import threading
 from asyncio import AbstractEventLoop
-from bisect import bisect_left, insort
 from collections import deque
+from collections.abc import Coroutine, Hashable
 from dataclasses import dataclass
-from itertools import count
+from functools import partial
+from itertools import islice
 from operator import attrgetter
-from typing import cast
+from typing import Any, cast
 
 from aiolimiter import AsyncLimiter
+from sortedcontainers import SortedKeyList
 
 from resilience_kit.errors import RateLimitTimeoutError
 from resilience_kit.events import Admitted, QuotaTightened, Waiting as WaitingEvent, WaitRefused, emit
-from resilience_kit.layers import Call
+from resilience_kit.layers import Call, Passage
 from resilience_kit.quota_ledger import Correction, QuotaLedger, WindowLedger
 from resilience_kit.registry import Registry, Value, effective, mode
-from resilience_kit.server_advice import ServerAdvice
+from resilience_kit.server_advice import ServerAdvice, advice_from_error, advice_from_result, is_rate_limit
 from resilience_kit.waiting import Waiter, now
 
 PERIOD = 60.0
 # Timers may fire a rounding error before the moment that they were set for: no wait is shorter than a microsecond.
 _SHORTEST_WAIT = 1e-6
-# Seconds by which a caller behind the first gives it precedence; its loop may stand still, or its thread be gone. They
-# double with each look that a caller takes, or a long queue would be busy with looking; up to a period.
+# Seconds after which a loop or a thread in which callers wait looks after the queue, though its head is not there: the
+# loop of the head may stand still, or its thread be gone. They double with each look, up to a period.
 _FIRST_GRACE = 1.0
 
 
@@ -84,26 +86,50 @@ class _Spacing(AsyncLimiter):
         self._level += 1
 
 
-# When a call comes to its turn, as if all priorities were one, and in which order it came.
-_Place = tuple[float, int]
-_place_of = attrgetter("place")
+class _Lookout:
+    """An event loop or a thread in which callers wait, and how many: it looks after the queue from time to time."""
+
+    __slots__ = ("callers", "grace", "waiter")
+
+    def __init__(self, waiter: Waiter) -> None:
+        self.waiter = waiter
+        self.callers = 0
+        self.grace = _FIRST_GRACE
 
 
-class Ticket:
+class Ticket(Passage):
     """One call's place in the queue, and then its slot."""
 
-    __slots__ = ("grace", "granted_at", "place", "tokens", "waiter")
+    __slots__ = ("call", "granted_at", "limit", "lookout", "tokens", "turn", "waiter")
 
-    def __init__(self, tokens: int, place: _Place) -> None:
+    # set while it is in the queue: `turn` is when it is due, as if all priorities were one
+    turn: float
+    waiter: Waiter
+    lookout: _Lookout | None
+
+    def __init__(self, limit: "RateLimit", call: Call, tokens: int) -> None:
+        self.limit = limit
+        self.call = call
         self.tokens = tokens
-        self.place = place
-        self.grace = _FIRST_GRACE
         self.granted_at: float | None = None
-        self.waiter: Waiter | None = None
 
-    def is_granted(self) -> bool:
-        """Whether it is a slot by now."""
-        return self.granted_at is not None
+    def opened(self, response: Any, /) -> None:
+        """Believe what the server says of its limits."""
+        advice = advice_from_result(response)
+        if advice is not None:
+            self.limit.believe(advice)
+
+    def leave(self, result: Any, error: BaseException | None, /) -> None:
+        """Give the slot back."""
+        try:
+            # before the slot goes to the next in the queue, who must hear of it too
+            if error is None:
+                self.opened(result)
+            elif is_rate_limit(error):
+                self.limit.refused(self, advice_from_error(error))
+        finally:
+            # a layer below may have refused the call
+            self.limit.release(self, sent=self.call.is_sent)
 
 
 class RateLimit:
@@ -120,12 +146,12 @@ class RateLimit:
         self._ledger: QuotaLedger = WindowLedger(values["requests_per_minute"], self._tokens_per_period, self._period)
         self._spacing = self._new_spacing()
         self._lock = threading.Lock()
-        self._order = count()
-        self._queue: list[Ticket] = []
+        # Sorted by turn, and those of one turn as they came.
+        self._queue: SortedKeyList[Ticket] = SortedKeyList(key=attrgetter("turn"))
+        self._lookouts: dict[Hashable, _Lookout] = {}
+        # Where and when the head of the queue is looked after next.
+        self._alarm: tuple[Hashable, float] = (None, math.inf)
         self._in_flight = 0
-        # Who set a timer for the moment when the head of the queue fits.
-        self._timekeeper: Ticket | None = None
-        self._timekeeper_waits_for_slot = False
         # Slots on their way back. The garbage collector may drop a stream while its thread holds the lock, so
         # whoever gives a slot back leaves it here, and whoever can have the lock takes it in.
         self._returned: deque[tuple[Ticket, bool]] = deque()
@@ -162,49 +188,64 @@ class RateLimit:
         Its priority is 0. It takes longer where a slot has to become free: nobody knows when calls end.
         """
         with self._lock:
-            seconds = self._look_ahead(Ticket(tokens, (now(), next(self._order))))
+            seconds = self._look_ahead(tokens, self._queue.bisect_key_right(now()))
         self._take_back()
         return seconds
 
-    async def acquire(self, call: Call, tokens: int, priority: float, max_wait: float | None) -> Ticket:
-        """Wait for a slot and for quota.
+    def acquire(
+        self, call: Call, tokens: int, priority: float, max_wait: float | None
+    ) -> Ticket | Coroutine[Any, Any, Ticket]:
+        """Take a slot and quota: at once where nobody has to wait, else by awaiting what is returned.
 
         Raises:
             RateLimitTimeoutError: The wait is known to be longer than `max_wait`, or has become so, or has no end.
         """
         if tokens > self._tokens_per_period:
             raise self._refusal(math.inf, max_wait, tokens)
-        ahead, known_wait, due = 0, 0.0, None
+        ticket = Ticket(self, call, tokens)
         with self._lock:
-            arrived = now()
-            # A step of priority is worth a period of waiting, so that no priority waits for ever.
-            ticket = Ticket(tokens, (arrived + priority * self._period, next(self._order)))
-            if not self._queue and self._has_slot() and self._seconds_until_fits(tokens, arrived) <= 0:
-                self._admit(ticket, arrived)
-            else:
-                # raises where there is no event loop of asyncio, and so comes first
-                waiter = call.waiting.waiter()
-                insort(self._queue, ticket, key=_place_of)
-                due = self._serve()
-                if not ticket.is_granted():
-                    ticket.waiter = waiter
-                    due = self._patience(ticket, due)
-                    ahead = self._index(ticket)
-                    known_wait = 0.0 if max_wait is None else self._look_ahead(ticket)
+            if not self._queue:
+                self._start(ticket, now())
+        if ticket.granted_at is None:
+            return self._wait(ticket, priority, max_wait)
         try:
             if self._returned:
                 self._take_back()
-            waited = 0.0
-            if ticket.waiter is not None:
-                if max_wait is not None and known_wait > max_wait:
-                    raise self._refusal(known_wait, max_wait, tokens)
-                emit(WaitingEvent(name=self.name, seconds=due, tokens=tokens, ahead=ahead))
-                await self._wait(ticket, ticket.waiter, due, max_wait, arrived)
-                call.recheck()
-                waited = now() - arrived
-            emit(Admitted(name=self.name, waited=waited, tokens=tokens))
+            emit(Admitted(name=self.name, waited=0.0, tokens=tokens))
         except BaseException:
-            # also an interrupt that comes while a listener hears of the call
+            # an interrupt that comes while a listener hears of the call
+            self.release(ticket, sent=False)
+            raise
+        return ticket
+
+    async def _wait(self, ticket: Ticket, priority: float, max_wait: float | None) -> Ticket:
+        # raises where there is no event loop of asyncio, and so comes first
+        ticket.waiter = ticket.call.waiting.waiter()
+        with self._lock:
+            arrived = now()
+            # A step of priority is worth a period of waiting, so that no priority waits for ever.
+            ticket.turn = arrived + priority * self._period
+            self._queue_up(ticket)
+            due = self._serve()
+            ahead = self._queue.bisect_key_right(ticket.turn) - 1
+            known_wait = 0.0 if max_wait is None else self._look_ahead(ticket.tokens, max(ahead, 0))
+        try:
+            if self._returned:
+                self._take_back()
+            if ticket.granted_at is None:
+                if max_wait is not None and known_wait > max_wait:
+                    raise self._refusal(known_wait, max_wait, ticket.tokens)
+                emit(WaitingEvent(name=self.name, seconds=due, tokens=ticket.tokens, ahead=ahead))
+            deadline = math.inf if max_wait is None else arrived + max_wait
+            while ticket.granted_at is None:
+                left = deadline - now()
+                if left <= 0:
+                    raise self._refusal(self._seconds_left(ticket), max_wait, ticket.tokens)
+                await ticket.waiter.wait(None if left == math.inf else max(left, _SHORTEST_WAIT))
+            ticket.call.recheck()
+            emit(Admitted(name=self.name, waited=now() - arrived, tokens=ticket.tokens))
+        except BaseException:
+            # also cancellation, and an interrupt that comes while a listener hears of the call
             self.release(ticket, sent=False)
             raise
         return ticket
@@ -241,68 +282,83 @@ class RateLimit:
                 )
             )
 
-    async def _wait(
-        self, ticket: Ticket, waiter: Waiter, due: float | None, max_wait: float | None, arrived: float
-    ) -> None:
-        deadline = math.inf if max_wait is None else arrived + max_wait
-        while not ticket.is_granted():
-            seconds = min(math.inf if due is None else due, deadline - now())
-            await waiter.wait(
-                None if seconds == math.inf else max(seconds, _SHORTEST_WAIT), for_another_call=due is None
-            )
-            with self._lock:
-                due = self._patience(ticket, self._serve())
-            self._take_back()
-            if not ticket.is_granted() and now() >= deadline:
-                raise self._refusal(due, max_wait, ticket.tokens)
-
-    def _patience(self, ticket: Ticket, due: float | None) -> float | None:
-        """Seconds after which a waiting call looks after the queue: the head in time, others if it has not by then."""
-        if self._timekeeper is ticket:
-            return due
-        if mode.skips_waiting:
+    def _start(self, ticket: Ticket, current: float) -> float | None:
+        """Start a call if it may start now. Returns the seconds until it may, 0 if it did; None if it needs a slot."""
+        if self._in_flight >= self._max_concurrent:
             return None
-        grace = min(ticket.grace, self._period)
-        ticket.grace *= 2
-        return (due or 0.0) + grace
-
-    def _serve(self) -> float | None:
-        """Serve the queue from its head. Returns the seconds until the next one fits; None if it needs a slot."""
-        due: float | None = None
-        while self._queue:
-            ticket = self._queue[0]
-            if ticket.waiter is None or not ticket.waiter.is_dead:
-                if not self._has_slot():
-                    due = None
-                    break
-                current = now()
-                due = self._seconds_until_fits(ticket.tokens, current)
-                if due > 0:
-                    break
-                self._admit(ticket, current)
-            del self._queue[0]
-        head = self._queue[0] if self._queue else None
-        has_new_task = head is not self._timekeeper or (due is not None and self._timekeeper_waits_for_slot)
-        self._timekeeper, self._timekeeper_waits_for_slot = head, due is None
-        if has_new_task and head is not None and head.waiter is not None:
-            head.waiter.wake()
+        due = self._ledger.seconds_until_fits(ticket.tokens, current)
+        if self._spacing is not None:
+            due = max(due, self._spacing.seconds_until_room())
+        if due <= 0:
+            self._in_flight += 1
+            self._ledger.commit(ticket.tokens, current)
+            if self._spacing is not None:
+                self._spacing.fill()
+            ticket.granted_at = current
         return due
 
-    def _has_slot(self) -> bool:
-        return self._in_flight < self._max_concurrent
+    def _serve(self) -> float | None:
+        """Start those at the head of the queue that may start. Returns the seconds until the next may, as _start()."""
+        while self._queue:
+            ticket = self._queue[0]
+            if not ticket.waiter.is_dead:
+                current = now()
+                due = self._start(ticket, current)
+                if ticket.granted_at is None:
+                    if due is not None:
+                        self._set_alarm(ticket.waiter, current, due)
+                    return due
+                ticket.waiter.wake()
+            self._leave_queue(ticket)
+        return None
 
-    def _seconds_until_fits(self, tokens: int, current: float) -> float:
-        due = self._ledger.seconds_until_fits(tokens, current)
-        return due if self._spacing is None else max(due, self._spacing.seconds_until_room())
+    def _queue_up(self, ticket: Ticket) -> None:
+        self._queue.add(ticket)
+        home = ticket.waiter.home
+        lookout = self._lookouts.get(home)
+        if lookout is None:
+            lookout = self._lookouts[home] = _Lookout(ticket.waiter)
+            self._look_again(lookout)
+        lookout.callers += 1
+        ticket.lookout = lookout
 
-    def _admit(self, ticket: Ticket, current: float) -> None:
-        self._in_flight += 1
-        self._ledger.commit(ticket.tokens, current)
-        if self._spacing is not None:
-            self._spacing.fill()
-        ticket.granted_at = current
-        if ticket.waiter is not None:
-            ticket.waiter.wake()
+    def _leave_queue(self, ticket: Ticket) -> None:
+        # a caller whose loop was closed has left already when it is collected
+        lookout, ticket.lookout = ticket.lookout, None
+        if lookout is not None:
+            self._queue.remove(ticket)
+            lookout.callers -= 1
+            if not lookout.callers:
+                del self._lookouts[lookout.waiter.home]
+
+    def _set_alarm(self, waiter: Waiter, current: float, due: float) -> None:
+        """Have the home of the head of the queue serve it when it is due; an earlier alarm there does as well."""
+        home, at = self._alarm
+        if home is not waiter.home or at > current + due:
+            self._alarm = waiter.home, current + due
+            waiter.call_later(max(due, _SHORTEST_WAIT), partial(self._ring, self._alarm))
+
+    def _ring(self, alarm: tuple[Hashable, float]) -> None:
+        with self._lock:
+            # another one that was set since is still to come
+            if self._alarm is alarm:
+                self._alarm = (None, math.inf)
+                self._serve()
+        self._take_back()
+
+    def _look_again(self, lookout: _Lookout) -> None:
+        # a test that skips its waits would skip this one before the head's
+        if not mode.skips_waiting:
+            lookout.waiter.call_later(min(lookout.grace, self._period), partial(self._look, lookout))
+            lookout.grace *= 2
+
+    def _look(self, lookout: _Lookout) -> None:
+        with self._lock:
+            if lookout.callers:
+                self._serve()
+            if lookout.callers:
+                self._look_again(lookout)
+        self._take_back()
 
     def _take_back(self) -> None:
         while self._returned and self._lock.acquire(blocking=False):
@@ -310,10 +366,7 @@ class RateLimit:
                 while self._returned:
                     ticket, sent = self._returned.popleft()
                     if ticket.granted_at is None:
-                        index = self._index(ticket)
-                        # the place of a caller whose loop was closed is gone already
-                        if ticket in self._queue[index : index + 1]:
-                            del self._queue[index]
+                        self._leave_queue(ticket)
                         continue
                     self._in_flight -= 1
                     if not sent:
@@ -323,22 +376,25 @@ class RateLimit:
             finally:
                 self._lock.release()
 
-    def _index(self, ticket: Ticket) -> int:
-        """How many are ahead of a call in the queue."""
-        return bisect_left(self._queue, ticket.place, key=_place_of)
+    def _seconds_left(self, ticket: Ticket) -> float | None:
+        """Seconds until a call in the queue is served; None if the head of the queue needs a slot."""
+        with self._lock:
+            due = self._serve()
+            if due is not None:
+                due = self._look_ahead(ticket.tokens, self._queue.index(ticket))
+        self._take_back()
+        return due
 
-    def _look_ahead(self, ticket: Ticket) -> float:
-        """Seconds until a call is served, in the queue yet or not, if slots were free: it takes no less."""
+    def _look_ahead(self, tokens: int, ahead: int) -> float:
+        """Seconds until a call with so many ahead of it is served, if slots were free: it takes no less."""
         ledger = self._ledger.copy()
         started = now()
         current = started + (self._spacing.seconds_until_room() if self._spacing is not None else 0.0)
-        for other in self._queue:
-            if other.place >= ticket.place:
-                break
+        for other in islice(self._queue, ahead):
             current += ledger.seconds_until_fits(other.tokens, current)
             ledger.commit(other.tokens, current)
             current += self._min_interval
-        return current + ledger.seconds_until_fits(ticket.tokens, current) - started
+        return current + ledger.seconds_until_fits(tokens, current) - started
 
     def _refusal(self, wait: float | None, max_wait: float | None, tokens: int) -> RateLimitTimeoutError:
         seconds = None if wait == math.inf else wait

@@ -159,14 +159,15 @@ def _run_guard(guard: Guard, beneath: _Run, run_substitute: Callable[[Callable[.
         try:
             entered: Any = guard.enter(call)
             passage: Passage = await entered if isinstance(entered, CoroutineType) else entered
-            call.passages.append(passage)
+            above = call.passages
+            call.passages = (*above, passage)
             try:
                 result = await beneath(call)
             except BaseException as error:
                 passage.leave(None, error)
                 raise
             finally:
-                call.passages.pop()
+                call.passages = above
         except ResilienceError as refusal:
             substitute = guard.substitute(refusal)
             if substitute is None:

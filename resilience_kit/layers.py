@@ -65,7 +65,8 @@ class Call:
         self.kwargs = kwargs
         self.parameters = parameters
         self.waiting = waiting
-        self.passages: list[Passage] = []
+        # of the guards that it has gone through by now, the outermost first
+        self.passages: tuple[Passage, ...] = ()
         # whether the function has been called since somebody last said that it was not
         self.is_sent = False
 

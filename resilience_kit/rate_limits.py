@@ -301,7 +301,7 @@ class RateLimit:
         """Start those at the head of the queue that may start. Returns the seconds until the next may, as _start()."""
         while self._queue:
             ticket = self._queue[0]
-            if not ticket.waiter.is_dead:
+            if not ticket.waiter.is_gone:
                 current = now()
                 due = self._start(ticket, current)
                 if ticket.granted_at is None:
@@ -323,7 +323,7 @@ class RateLimit:
         ticket.lookout = lookout
 
     def _leave_queue(self, ticket: Ticket) -> None:
-        # a caller whose loop was closed has left already when it is collected
+        # a caller that is gone may have left already
         lookout, ticket.lookout = ticket.lookout, None
         if lookout is not None:
             self._queue.remove(ticket)

@@ -8,7 +8,7 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
@@ -34,8 +34,8 @@ class Waiter(Protocol):
         """The event loop or the thread that it waits in."""
 
     @property
-    def is_dead(self) -> bool:
-        """Whether the caller can never run again."""
+    def is_gone(self) -> bool:
+        """Whether the caller waits no more: it was cancelled, or can never run again."""
 
     def wake(self) -> None:
         """End the caller's wait, from any thread."""
@@ -46,8 +46,9 @@ class Waiter(Protocol):
         A test that skips its waits skips this one.
         """
 
-    async def wait(self, seconds: float | None) -> None:
+    def wait(self, seconds: float | None) -> Awaitable[None]:
         """Wait to be woken, `seconds` at most; None waits without end."""
+        ...
 
 
 class Waiting(Protocol):
@@ -73,7 +74,7 @@ class ThreadWaiter:
     """A thread that waits to be woken."""
 
     __slots__ = ("_event", "_is_woken", "_task", "_task_at")
-    is_dead = False
+    is_gone = False
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -142,9 +143,9 @@ class TaskWaiter:
         return self._future.get_loop()
 
     @property
-    def is_dead(self) -> bool:
-        """Whether the task's loop was closed under it."""
-        return self._future.get_loop().is_closed()
+    def is_gone(self) -> bool:
+        """Whether the task was cancelled, or its loop closed under it."""
+        return self._future.cancelled() or self._future.get_loop().is_closed()
 
     def wake(self) -> None:
         """Wake the task, from whatever thread or loop."""
@@ -156,11 +157,11 @@ class TaskWaiter:
             seconds = _skip(seconds)
         self._in_loop(self._future.get_loop().call_later, seconds, function)
 
-    async def wait(self, seconds: float | None) -> None:
+    def wait(self, seconds: float | None) -> Awaitable[None]:
         """Suspend the task until it is woken, `seconds` at most."""
-        if seconds is None:
-            await self._future
-            return
+        return self._future if seconds is None else self._wait_at_most(seconds)
+
+    async def _wait_at_most(self, seconds: float) -> None:
         timer = self._future.get_loop().call_later(seconds, self._end)
         try:
             await self._future

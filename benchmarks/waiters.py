@@ -7,6 +7,7 @@ import time
 import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from resilience_kit import get_all_resilience_stats, rate_limited
 from resilience_kit.testing import isolated
@@ -17,7 +18,7 @@ _ROUNDS = 3
 _MOST_GROWTH = 1.5
 _MOST_BYTES = 2_048
 _MOST_SECONDS = 1.0
-_LIMIT = {"requests_per_minute": 10**9, "max_concurrent": 10, "min_interval": 0, "tokens": 10}
+_LIMIT: Any = {"requests_per_minute": 10**9, "max_concurrent": 10, "min_interval": 0, "tokens": 10}
 
 
 @contextmanager

@@ -143,10 +143,6 @@ def _held(result: Any) -> Any:
     return _Stream(result, _NOT_STARTED) if isinstance(result, (GeneratorType, AsyncGeneratorType)) else held(result)
 
 
-def _handed_over(result: Any) -> Any:
-    return result.hand_over() if isinstance(result, Stay) else result
-
-
 def _no_generator(function: Callable[..., Any], returned: object) -> ConfigurationError:
     return ConfigurationError(
         f"{name_of(function)} stands for a generator, but returned {type(returned).__name__}: put the decorator "
@@ -183,8 +179,8 @@ def _run_guard(guard: Guard, beneath: _Run, run_substitute: Callable[[Callable[.
 
 
 def _run_repeater(repeater: Repeater, beneath: _Run) -> _Run:
-    async def run(call: Call) -> Any:
-        return await repeater.run(call, lambda: beneath(call))
+    def run(call: Call) -> Coroutine[Any, Any, Any]:
+        return repeater.run(call, beneath)
 
     return run
 
@@ -194,9 +190,10 @@ def _wrap_function(function: Callable[..., Any], run: _Run, parameters: Paramete
         if mode.disabled:
             return function(*args, **kwargs)
         try:
-            return _handed_over(run_blocking(run(Call(args, kwargs, parameters, _THREAD))))
+            result = run_blocking(run(Call(args, kwargs, parameters, _THREAD)))
         except _StoppedError as stopped:
             raise stopped.stop from stopped.stop.__cause__
+        return result.hand_over() if isinstance(result, Stay) else result
 
     return wrapper
 
@@ -205,7 +202,8 @@ def _wrap_coroutine_function(function: Callable[..., Any], run: _Run, parameters
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
         if mode.disabled:
             return await function(*args, **kwargs)
-        return _handed_over(await run(Call(args, kwargs, parameters, _TASK)))
+        result = await run(Call(args, kwargs, parameters, _TASK))
+        return result.hand_over() if isinstance(result, Stay) else result
 
     return wrapper
 

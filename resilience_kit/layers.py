@@ -144,7 +144,7 @@ class Guard(Layer, Protocol):
 class Repeater(Layer, Protocol):
     """A layer that runs a call as often as it sees fit."""
 
-    async def run(self, call: Call, attempt: Callable[[], Awaitable[T]], /) -> T:
+    async def run(self, call: Call, attempt: Callable[[Call], Awaitable[T]], /) -> T:
         """Run the attempts, and return the result of the one that counts."""
         ...
 

@@ -11,30 +11,23 @@ import math
 import threading
 from asyncio import AbstractEventLoop
 from collections import deque
-from collections.abc import Coroutine, Hashable
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
-from operator import attrgetter
 from typing import Any, cast
 
 from aiolimiter import AsyncLimiter
-from sortedcontainers import SortedKeyList
 
+from resilience_kit import events
 from resilience_kit.errors import RateLimitTimeoutError
-from resilience_kit.events import Admitted, QuotaTightened, Waiting as WaitingEvent, WaitRefused, emit
+from resilience_kit.events import Admitted, QuotaTightened, Waiting as WaitingEvent, WaitRefused, emit, tell
 from resilience_kit.layers import Call, Passage
+from resilience_kit.queueing import SHORTEST_WAIT, Place, Queue
 from resilience_kit.quota_ledger import Correction, QuotaLedger, WindowLedger
-from resilience_kit.registry import Registry, Value, effective, mode
+from resilience_kit.registry import Registry, Value, effective
 from resilience_kit.server_advice import ServerAdvice, advice_from_error, advice_from_result, is_rate_limit
-from resilience_kit.waiting import Waiter, now
+from resilience_kit.waiting import now
 
 PERIOD = 60.0
-# Timers may fire a rounding error before the moment that they were set for: no wait is shorter than a microsecond.
-_SHORTEST_WAIT = 1e-6
-# Seconds after which a loop or a thread in which callers wait looks after the queue, though its head is not there: the
-# loop of the head may stand still, or its thread be gone. They double with each look, up to a period.
-_FIRST_GRACE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +43,10 @@ class RateLimitConfiguration:
 
 @dataclass(frozen=True, slots=True)
 class RateLimitStatistics:
-    """Where a limit stands now: counts of calls and tokens, and of its quota's window."""
+    """Where a limit stands now: counts of calls and tokens, and of its quota's window.
+
+    Those that were admitted are the ones that no event told of.
+    """
 
     in_flight: int
     max_concurrent: int
@@ -60,6 +56,8 @@ class RateLimitStatistics:
     tokens_in_window: int
     tokens_per_minute: int
     period: float
+    calls_admitted: int
+    tokens_admitted: int
 
 
 class _Clock:
@@ -86,26 +84,10 @@ class _Spacing(AsyncLimiter):
         self._level += 1
 
 
-class _Lookout:
-    """An event loop or a thread in which callers wait, and how many: it looks after the queue from time to time."""
-
-    __slots__ = ("callers", "grace", "waiter")
-
-    def __init__(self, waiter: Waiter) -> None:
-        self.waiter = waiter
-        self.callers = 0
-        self.grace = _FIRST_GRACE
-
-
-class Ticket(Passage):
+class Ticket(Place, Passage):
     """One call's place in the queue, and then its slot."""
 
-    __slots__ = ("call", "granted_at", "limit", "lookout", "tokens", "turn", "waiter")
-
-    # set while it is in the queue: `turn` is when it is due, as if all priorities were one
-    turn: float
-    waiter: Waiter
-    lookout: _Lookout | None
+    __slots__ = ("call", "granted_at", "limit", "tokens")
 
     def __init__(self, limit: "RateLimit", call: Call, tokens: int) -> None:
         self.limit = limit
@@ -146,12 +128,11 @@ class RateLimit:
         self._ledger: QuotaLedger = WindowLedger(values["requests_per_minute"], self._tokens_per_period, self._period)
         self._spacing = self._new_spacing()
         self._lock = threading.Lock()
-        # Sorted by turn, and those of one turn as they came.
-        self._queue: SortedKeyList[Ticket] = SortedKeyList(key=attrgetter("turn"))
-        self._lookouts: dict[Hashable, _Lookout] = {}
-        # Where and when the head of the queue is looked after next.
-        self._alarm: tuple[Hashable, float] = (None, math.inf)
+        self._queue: Queue[Ticket] = Queue(self._look, self._period)
         self._in_flight = 0
+        # What nobody heard of when it was admitted, as it is counted here.
+        self._unheard_calls = 0
+        self._unheard_tokens = 0
         # Slots on their way back. The garbage collector may drop a stream while its thread holds the lock, so
         # whoever gives a slot back leaves it here, and whoever can have the lock takes it in.
         self._returned: deque[tuple[Ticket, bool]] = deque()
@@ -170,6 +151,8 @@ class RateLimit:
                 tokens_in_window=tokens,
                 tokens_per_minute=self._tokens_per_period,
                 period=self._period,
+                calls_admitted=self._unheard_calls,
+                tokens_admitted=self._unheard_tokens,
             )
         self._take_back()
         return statistics
@@ -179,6 +162,7 @@ class RateLimit:
         with self._lock:
             self._ledger.reset()
             self._spacing = self._new_spacing()
+            self._unheard_calls = self._unheard_tokens = 0
             self._serve()
         self._take_back()
 
@@ -188,7 +172,7 @@ class RateLimit:
         Its priority is 0. It takes longer where a slot has to become free: nobody knows when calls end.
         """
         with self._lock:
-            seconds = self._look_ahead(tokens, self._queue.bisect_key_right(now()))
+            seconds = self._look_ahead(tokens, self._queue.ahead(now()))
         self._take_back()
         return seconds
 
@@ -203,15 +187,20 @@ class RateLimit:
         if tokens > self._tokens_per_period:
             raise self._refusal(math.inf, max_wait, tokens)
         ticket = Ticket(self, call, tokens)
+        is_heard = events.is_heard(Admitted)
         with self._lock:
-            if not self._queue:
+            if not self._queue.lookouts:
                 self._start(ticket, now())
+            if ticket.granted_at is not None and not is_heard:
+                self._unheard_calls += 1
+                self._unheard_tokens += tokens
         if ticket.granted_at is None:
             return self._wait(ticket, priority, max_wait)
         try:
             if self._returned:
                 self._take_back()
-            emit(Admitted(name=self.name, waited=0.0, tokens=tokens))
+            if is_heard:
+                emit(Admitted(name=self.name, waited=0.0, tokens=tokens))
         except BaseException:
             # an interrupt that comes while a listener hears of the call
             self.release(ticket, sent=False)
@@ -225,9 +214,9 @@ class RateLimit:
             arrived = now()
             # A step of priority is worth a period of waiting, so that no priority waits for ever.
             ticket.turn = arrived + priority * self._period
-            self._queue_up(ticket)
+            self._queue.join(ticket)
             due = self._serve()
-            ahead = self._queue.bisect_key_right(ticket.turn) - 1
+            ahead = self._queue.ahead(ticket.turn) - 1
             known_wait = 0.0 if max_wait is None else self._look_ahead(ticket.tokens, max(ahead, 0))
         try:
             if self._returned:
@@ -235,15 +224,15 @@ class RateLimit:
             if ticket.granted_at is None:
                 if max_wait is not None and known_wait > max_wait:
                     raise self._refusal(known_wait, max_wait, ticket.tokens)
-                emit(WaitingEvent(name=self.name, seconds=due, tokens=ticket.tokens, ahead=ahead))
+                tell(WaitingEvent, self.name, (due, ticket.tokens, ahead))
             deadline = math.inf if max_wait is None else arrived + max_wait
             while ticket.granted_at is None:
                 left = deadline - now()
                 if left <= 0:
                     raise self._refusal(self._seconds_left(ticket), max_wait, ticket.tokens)
-                await ticket.waiter.wait(None if left == math.inf else max(left, _SHORTEST_WAIT))
+                await ticket.waiter.wait(None if left == math.inf else max(left, SHORTEST_WAIT))
             ticket.call.recheck()
-            emit(Admitted(name=self.name, waited=now() - arrived, tokens=ticket.tokens))
+            tell(Admitted, self.name, (now() - arrived, ticket.tokens))
         except BaseException:
             # also cancellation, and an interrupt that comes while a listener hears of the call
             self.release(ticket, sent=False)
@@ -299,79 +288,36 @@ class RateLimit:
 
     def _serve(self) -> float | None:
         """Start those at the head of the queue that may start. Returns the seconds until the next may, as _start()."""
-        while self._queue:
-            ticket = self._queue[0]
+        while self._queue.lookouts:
+            ticket = self._queue.head
             if not ticket.waiter.is_gone:
                 current = now()
                 due = self._start(ticket, current)
                 if ticket.granted_at is None:
                     if due is not None:
-                        self._set_alarm(ticket.waiter, current, due)
+                        self._queue.set_alarm(current, due)
                     return due
                 ticket.waiter.wake()
-            self._leave_queue(ticket)
+            self._queue.leave(ticket)
         return None
 
-    def _queue_up(self, ticket: Ticket) -> None:
-        self._queue.add(ticket)
-        home = ticket.waiter.home
-        lookout = self._lookouts.get(home)
-        if lookout is None:
-            lookout = self._lookouts[home] = _Lookout(ticket.waiter)
-            self._look_again(lookout)
-        lookout.callers += 1
-        ticket.lookout = lookout
-
-    def _leave_queue(self, ticket: Ticket) -> None:
-        # a caller that is gone may have left already
-        lookout, ticket.lookout = ticket.lookout, None
-        if lookout is not None:
-            self._queue.remove(ticket)
-            lookout.callers -= 1
-            if not lookout.callers:
-                del self._lookouts[lookout.waiter.home]
-
-    def _set_alarm(self, waiter: Waiter, current: float, due: float) -> None:
-        """Have the home of the head of the queue serve it when it is due; an earlier alarm there does as well."""
-        home, at = self._alarm
-        if home is not waiter.home or at > current + due:
-            self._alarm = waiter.home, current + due
-            waiter.call_later(max(due, _SHORTEST_WAIT), partial(self._ring, self._alarm))
-
-    def _ring(self, alarm: tuple[Hashable, float]) -> None:
+    def _look(self) -> None:
         with self._lock:
-            # another one that was set since is still to come
-            if self._alarm is alarm:
-                self._alarm = (None, math.inf)
-                self._serve()
-        self._take_back()
-
-    def _look_again(self, lookout: _Lookout) -> None:
-        # a test that skips its waits would skip this one before the head's
-        if not mode.skips_waiting:
-            lookout.waiter.call_later(min(lookout.grace, self._period), partial(self._look, lookout))
-            lookout.grace *= 2
-
-    def _look(self, lookout: _Lookout) -> None:
-        with self._lock:
-            if lookout.callers:
-                self._serve()
-            if lookout.callers:
-                self._look_again(lookout)
+            self._serve()
         self._take_back()
 
     def _take_back(self) -> None:
-        while self._returned and self._lock.acquire(blocking=False):
+        while self._returned and self._lock.acquire(False):
             try:
                 while self._returned:
                     ticket, sent = self._returned.popleft()
                     if ticket.granted_at is None:
-                        self._leave_queue(ticket)
+                        self._queue.leave(ticket)
                         continue
                     self._in_flight -= 1
                     if not sent:
                         self._ledger.give_back(ticket.tokens, ticket.granted_at)
-                if self._queue:
+                if self._queue.lookouts:
                     self._serve()
             finally:
                 self._lock.release()
@@ -390,7 +336,7 @@ class RateLimit:
         ledger = self._ledger.copy()
         started = now()
         current = started + (self._spacing.seconds_until_room() if self._spacing is not None else 0.0)
-        for other in islice(self._queue, ahead):
+        for other in self._queue.first(ahead):
             current += ledger.seconds_until_fits(other.tokens, current)
             ledger.commit(other.tokens, current)
             current += self._min_interval

@@ -94,14 +94,14 @@ class RetryLoop(Repeater):
         self._values: tuple[object, dict[str, Any]] | None = None
         self.budget = None if configuration.retry_budget is None else _RetryBudget(configuration.retry_budget)
 
-    async def run(self, call: Call, attempt: Callable[[], Awaitable[T]], /) -> T:
+    async def run(self, call: Call, attempt: Callable[[Call], Awaitable[T]], /) -> T:
         """Run the call, and again while it fails with what is retried."""
         values = self.values()
         if self.budget is not None:
             self.budget.count_call()
         started = now()
         try:
-            return await attempt()
+            return await attempt(call)
         except Exception as error:
             reason = self.reason(error)
             if reason is None:
@@ -113,7 +113,7 @@ class RetryLoop(Repeater):
             if failed is not None:
                 error, failed = failed, None
                 raise error
-            return await attempt()
+            return await attempt(call)
 
         story = _Story(self, values, started, reason)
         controller = tenacity.AsyncRetrying(

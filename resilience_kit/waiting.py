@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Hashable
 from contextlib import suppress
+from operator import itemgetter
 from typing import Any, Protocol, TypeVar
 
 from resilience_kit.registry import mode
@@ -73,14 +74,14 @@ def _skip(seconds: float) -> float:
 class ThreadWaiter:
     """A thread that waits to be woken."""
 
-    __slots__ = ("_event", "_is_woken", "_task", "_task_at")
+    __slots__ = ("_event", "_is_woken", "_requests")
     is_gone = False
 
     def __init__(self) -> None:
         self._event = threading.Event()
         self._is_woken = False
-        self._task: Callable[[], object] | None = None
-        self._task_at = math.inf
+        # what is to be called, and when
+        self._requests: list[tuple[float, Callable[[], object]]] = []
 
     @property
     def home(self) -> "ThreadWaiter":
@@ -93,22 +94,23 @@ class ThreadWaiter:
         self._event.set()
 
     def call_later(self, seconds: float, function: Callable[[], object]) -> None:
-        """Interrupt the thread's wait for a call of the function; a later request takes the place of an earlier."""
+        """Interrupt the thread's wait for a call of the function."""
         if mode.skips_waiting:
             seconds = _skip(seconds)
-        self._task, self._task_at = function, time.monotonic() + seconds
+        self._requests.append((time.monotonic() + seconds, function))
         self._event.set()
 
     async def wait(self, seconds: float | None) -> None:
         """Block the thread until it is woken, `seconds` at most."""
         deadline = math.inf if seconds is None else time.monotonic() + seconds
         while not self._is_woken and (current := time.monotonic()) < deadline:
-            task = self._task
-            if task is not None and self._task_at <= current:
-                self._task, self._task_at = None, math.inf
-                task()
+            request = min(self._requests, key=itemgetter(0), default=None)
+            if request is not None and request[0] <= current:
+                self._requests.remove(request)
+                request[1]()
             else:
-                self._event.wait(min(self._task_at - current, deadline - current, threading.TIMEOUT_MAX))
+                until = deadline if request is None else min(request[0], deadline)
+                self._event.wait(min(until - current, threading.TIMEOUT_MAX))
                 self._event.clear()
 
 

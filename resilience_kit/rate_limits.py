@@ -221,23 +221,33 @@ class RateLimit:
         try:
             if self._returned:
                 self._take_back()
+            waited = 0.0
             if ticket.granted_at is None:
                 if max_wait is not None and known_wait > max_wait:
                     raise self._refusal(known_wait, max_wait, ticket.tokens)
                 tell(WaitingEvent, self.name, (due, ticket.tokens, ahead))
-            deadline = math.inf if max_wait is None else arrived + max_wait
-            while ticket.granted_at is None:
-                left = deadline - now()
-                if left <= 0:
-                    raise self._refusal(self._seconds_left(ticket), max_wait, ticket.tokens)
-                await ticket.waiter.wait(None if left == math.inf else max(left, SHORTEST_WAIT))
-            ticket.call.recheck()
-            tell(Admitted, self.name, (now() - arrived, ticket.tokens))
+                if max_wait is None:
+                    await ticket.waiter.wait(None)
+                else:
+                    await self._wait_at_most(ticket, max_wait, arrived + max_wait)
+                ticket.call.recheck()
+                waited = now() - arrived
+            tell(Admitted, self.name, (waited, ticket.tokens))
         except BaseException:
             # also cancellation, and an interrupt that comes while a listener hears of the call
             self.release(ticket, sent=False)
             raise
         return ticket
+
+    async def _wait_at_most(self, ticket: Ticket, max_wait: float, deadline: float) -> None:
+        while ticket.granted_at is None:
+            left = deadline - now()
+            if left > 0:
+                await ticket.waiter.wait(max(left, SHORTEST_WAIT))
+                continue
+            seconds = self._seconds_left(ticket)
+            if ticket.granted_at is None:
+                raise self._refusal(seconds, max_wait, ticket.tokens)
 
     def release(self, ticket: Ticket, *, sent: bool) -> None:
         """Give a slot or a place in the queue back, and the quota as well if nothing was sent. Never blocks."""
@@ -326,7 +336,7 @@ class RateLimit:
         """Seconds until a call in the queue is served; None if the head of the queue needs a slot."""
         with self._lock:
             due = self._serve()
-            if due is not None:
+            if due is not None and ticket.granted_at is None:
                 due = self._look_ahead(ticket.tokens, self._queue.index(ticket))
         self._take_back()
         return due

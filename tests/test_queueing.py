@@ -6,7 +6,13 @@ import threading
 
 import pytest
 
-from resilience_kit import CircuitOpenError, circuit_protected, get_all_resilience_stats, rate_limited
+from resilience_kit import (
+    CircuitOpenError,
+    RateLimitTimeoutError,
+    circuit_protected,
+    get_all_resilience_stats,
+    rate_limited,
+)
 from resilience_kit.queueing import Place, Queue
 from resilience_kit.rate_limits import rate_limits
 from resilience_kit.testing import no_waiting
@@ -245,6 +251,39 @@ async def test_looks_go_on_as_long_as_somebody_waits():
     await asyncio.sleep(20)
     assert len(looks) == 5
     assert len(queue) == 0
+
+
+async def test_who_is_due_at_the_end_of_its_patience_is_served(monkeypatch):
+    """Also where the timer of its patience comes first: here there is no other."""
+    monkeypatch.setattr(Queue, "set_alarm", lambda *_: None)
+    monkeypatch.setattr(Queue, "_look_later", lambda *_: None)
+    settings = {"tokens_per_minute": 10, "tokens": 10, "max_concurrent": 9, "min_interval": 0}
+    ask = rate_limited("chat", max_wait=60, **settings)(Service())
+    tasks = [asyncio.create_task(ask(label)) for label in ("first", "second")]
+    await asyncio.sleep(61)
+
+    assert (limit()["waiting"], limit()["in_flight"]) == (0, 2)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_who_is_refused_at_the_end_of_its_patience_hears_how_long_it_would_be():
+    service = Service()
+    service.is_open.set()
+    settings = {"tokens_per_minute": 10, "tokens": 10, "max_concurrent": 9, "min_interval": 0}
+    patient = rate_limited("chat", **settings)(service)
+    hasty = rate_limited("chat", priority=1, max_wait=70, **settings)(service)
+    await patient("first")
+    waiting = asyncio.create_task(hasty("second"))
+    await asyncio.sleep(1)
+    others = [asyncio.create_task(patient("others")) for _ in range(2)]
+    with pytest.raises(RateLimitTimeoutError) as refused:
+        await waiting
+
+    assert asyncio.get_running_loop().time() == pytest.approx(70)
+    assert refused.value.retry_after == pytest.approx(110), "one of the others at 120, and then itself at 180"
+    await asyncio.gather(*others)
 
 
 # How a thread waits

@@ -14,8 +14,8 @@ from aiolimiter import AsyncLimiter
 
 from resilience_kit import circuit_protected, rate_limited, resilient, retry_on_429
 
-_CALLS = 100
-_ROUNDS = 200
+_CALLS = 1_000
+_ROUNDS = 25
 
 # Limits that hold nobody up: the cost is that of asking.
 _PLENTY = 10**9

@@ -35,7 +35,6 @@ class _Passage(Admission, Passage):
     __slots__ = ("_circuit", "_is_failure")
 
     def __init__(self, circuit: Circuit, is_failure: Callable[[BaseException], object]) -> None:
-        super().__init__()
         self._circuit = circuit
         self._is_failure = is_failure
 

@@ -44,9 +44,7 @@ class Admission:
 
     state_number: int
     is_trial: bool
-
-    def __init__(self) -> None:
-        self.is_over = False
+    is_over: bool
 
 
 class Circuit(pybreaker.CircuitBreakerListener):
@@ -101,7 +99,7 @@ class Circuit(pybreaker.CircuitBreakerListener):
             self._admit_unless_open(admission)
         else:
             admission.state_number = closed_number
-            admission.is_trial = False
+            admission.is_trial = admission.is_over = False
         return admission
 
     def _admit_unless_open(self, admission: Admission) -> None:
@@ -117,7 +115,7 @@ class Circuit(pybreaker.CircuitBreakerListener):
                 if is_trial and self._trials >= self._half_open_max_calls:
                     raise self._refusal("is half-open, and all its trials are under way", 0.0)
                 admission.state_number = self._state_number
-                admission.is_trial = is_trial
+                admission.is_trial, admission.is_over = is_trial, False
                 self._trials += is_trial
                 is_admitted = True
             self._tell()

@@ -74,7 +74,8 @@ def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
     try:
         coroutine.send(None)
     except StopIteration as stop:
-        return cast("T", stop.value)
+        result: T = stop.value
+        return result
     coroutine.close()
     raise ConfigurationError(
         "a sync function was decorated, but something that it was given is async (a fallback, or a callable "

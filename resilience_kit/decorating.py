@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar, cast
 from resilience_kit.errors import ConfigurationError, ResilienceError
 from resilience_kit.layers import Call, Guard, Layer, Parameters, Passage, Repeater, name_of
 from resilience_kit.registry import mode
-from resilience_kit.returned_streams import Stay, held
+from resilience_kit.returned_streams import Stay, held, is_carrier
 from resilience_kit.stack_order import warn_of_problems
 from resilience_kit.waiting import TaskWaiting, ThreadWaiting
 
@@ -141,7 +141,16 @@ def _run_async_generator_function(function: Callable[..., Any]) -> _Run:
 
 def _held(result: Any) -> Any:
     """What a function returned, or its stay where it is a stream."""
-    return _Stream(result, _NOT_STARTED) if isinstance(result, (GeneratorType, AsyncGeneratorType)) else held(result)
+    kind: Any = type(result)
+    hold = _holder_of(kind)
+    return result if hold is None else hold(result)
+
+
+@functools.lru_cache(maxsize=1_024)
+def _holder_of(kind: type) -> Callable[[Any], Any] | None:
+    if issubclass(kind, (GeneratorType, AsyncGeneratorType)):
+        return functools.partial(_Stream, item=_NOT_STARTED)
+    return held if is_carrier(kind) else None
 
 
 def _no_generator(function: Callable[..., Any], returned: object) -> ConfigurationError:

@@ -105,5 +105,5 @@ def __dir__() -> list[str]:
 
 
 # Who counts and who logs; any other listener subscribes in the same way.
-events.subscribe(stats.count)
-events.subscribe(log_events.log)
+events.subscribe(stats.count, tally=stats.tally)
+events.subscribe(log_events.log, wants=log_events.wants)

@@ -31,27 +31,26 @@ def reset_circuit_breakers(name: str | None = None) -> None:
     circuits.reset(name)
 
 
-class _Passage(Passage):
-    __slots__ = ("_admission", "_circuit", "_is_failure")
+class _Passage(Admission, Passage):
+    __slots__ = ("_circuit", "_is_failure")
 
-    def __init__(self, circuit: Circuit, admission: Admission, is_failure: Callable[[BaseException], object]) -> None:
+    def __init__(self, circuit: Circuit, is_failure: Callable[[BaseException], object]) -> None:
         self._circuit = circuit
-        self._admission = admission
         self._is_failure = is_failure
 
     def recheck(self) -> None:
-        self._circuit.readmit(self._admission)
+        self._circuit.readmit(self)
 
     def leave(self, result: Any, error: BaseException | None, /) -> None:
         if error is None:
-            self._circuit.settle(self._admission, success=True)
+            self._circuit.settle(self, success=True)
             return
         failed: object = False
         try:
             # Cancellation, KeyboardInterrupt and their like say nothing of the service.
             failed = isinstance(error, Exception) and self._is_failure(error)
         finally:
-            self._circuit.settle(self._admission, failure=error if failed else None)
+            self._circuit.settle(self, failure=error if failed else None)
 
 
 class CircuitProtection(Guard):
@@ -73,10 +72,12 @@ class CircuitProtection(Guard):
         self._fallback = fallback
         circuits.declare(name, configuration)
 
-    async def enter(self, call: Call, /) -> Passage:
+    def enter(self, call: Call, /) -> Passage:
         """Let the call in, or refuse it at once."""
         circuit = circuits.get(self.name, self._configuration)
-        return _Passage(circuit, circuit.admit(), self._is_failure or is_service_failure)
+        passage = _Passage(circuit, self._is_failure or is_service_failure)
+        circuit.admit(passage)
+        return passage
 
     def substitute(self, refusal: Exception, /) -> Callable[..., Any] | None:
         """The fallback, where this circuit refused the call."""

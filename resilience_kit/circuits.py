@@ -42,10 +42,9 @@ class Admission:
 
     __slots__ = ("is_over", "is_trial", "state_number")
 
-    def __init__(self, state_number: int, *, is_trial: bool) -> None:
-        self.state_number = state_number
-        self.is_trial = is_trial
-        self.is_over = False
+    state_number: int
+    is_trial: bool
+    is_over: bool
 
 
 class Circuit(pybreaker.CircuitBreakerListener):
@@ -73,6 +72,8 @@ class Circuit(pybreaker.CircuitBreakerListener):
         # Reentrant: a stream that the garbage collector drops leaves wherever its thread happens to be.
         self._lock = threading.RLock()
         self._state_number = 0
+        # The same while the circuit is closed, else None.
+        self._closed_number: int | None = 0
         self._trials = 0
         self._opened_at = 0.0
         self._last_error = ""
@@ -85,13 +86,24 @@ class Circuit(pybreaker.CircuitBreakerListener):
             state = self._breaker.current_state.upper().replace("-", "_")
             return CircuitStatistics(state, self._breaker.fail_counter, self._breaker.success_counter, self._trials)
 
-    def admit(self) -> Admission:
+    def admit(self, admission: Admission | None = None) -> Admission:
         """Let a call in, as a trial if the circuit is half-open.
 
         Raises:
             CircuitOpenError: The circuit is open, or has all its trials under way.
         """
-        admission: Admission | None = None
+        admission = admission or Admission()
+        # One read, without the lock: a circuit that opens just now does so just after.
+        closed_number = self._closed_number
+        if closed_number is None:
+            self._admit_unless_open(admission)
+        else:
+            admission.state_number = closed_number
+            admission.is_trial = admission.is_over = False
+        return admission
+
+    def _admit_unless_open(self, admission: Admission) -> None:
+        is_admitted = False
         try:
             with self._lock:
                 if self._breaker.current_state == pybreaker.STATE_OPEN:
@@ -102,16 +114,17 @@ class Circuit(pybreaker.CircuitBreakerListener):
                 is_trial = self._breaker.current_state == pybreaker.STATE_HALF_OPEN
                 if is_trial and self._trials >= self._half_open_max_calls:
                     raise self._refusal("is half-open, and all its trials are under way", 0.0)
-                admission = Admission(self._state_number, is_trial=is_trial)
+                admission.state_number = self._state_number
+                admission.is_trial, admission.is_over = is_trial, False
                 self._trials += is_trial
+                is_admitted = True
             self._tell()
         except BaseException:
             # a refusal, or an interrupt that comes while a listener hears of the trial
-            if admission is not None:
+            if is_admitted:
                 self.settle(admission)
             self._tell()
             raise
-        return admission
 
     def readmit(self, admission: Admission) -> None:
         """Ask again for a call that had to wait: it may have been let in under a state that is over.
@@ -119,14 +132,15 @@ class Circuit(pybreaker.CircuitBreakerListener):
         Raises:
             CircuitOpenError: As admit() would.
         """
-        if admission.is_over or admission.state_number == self._state_number:
-            return
-        fresh = self.admit()
-        admission.state_number = fresh.state_number
-        admission.is_trial = fresh.is_trial
+        if not admission.is_over and admission.state_number != self._state_number:
+            self.admit(admission)
 
     def settle(self, admission: Admission, *, failure: BaseException | None = None, success: bool = False) -> None:
         """Count an outcome: a failure, a success or neither; give a trial's permit back in any case."""
+        if success and not admission.is_trial and not self._storage.counter:
+            # There is no failure that it could end, and so no need for the lock.
+            admission.is_over = True
+            return
         with self._lock:
             admission.is_over = True
             if admission.state_number == self._state_number:
@@ -152,6 +166,7 @@ class Circuit(pybreaker.CircuitBreakerListener):
     def state_change(self, cb: pybreaker.CircuitBreaker, old_state: Any, new_state: Any) -> None:
         """Take note of a move; pybreaker calls it, under the lock."""
         self._state_number += 1
+        self._closed_number = self._state_number if new_state.name == pybreaker.STATE_CLOSED else None
         self._trials = 0
         if new_state.name == pybreaker.STATE_OPEN:
             self._opened_at = now()

@@ -13,9 +13,9 @@ from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 from resilience_kit.errors import ConfigurationError, ResilienceError
-from resilience_kit.layers import Call, Guard, Layer, Parameters, Repeater, name_of
+from resilience_kit.layers import Call, Guard, Layer, Parameters, Passage, Repeater, name_of
 from resilience_kit.registry import mode
-from resilience_kit.returned_streams import Stay, held
+from resilience_kit.returned_streams import Stay, held, is_carrier
 from resilience_kit.stack_order import warn_of_problems
 from resilience_kit.waiting import TaskWaiting, ThreadWaiting
 
@@ -74,7 +74,8 @@ def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
     try:
         coroutine.send(None)
     except StopIteration as stop:
-        return cast("T", stop.value)
+        result: T = stop.value
+        return result
     coroutine.close()
     raise ConfigurationError(
         "a sync function was decorated, but something that it was given is async (a fallback, or a callable "
@@ -140,11 +141,16 @@ def _run_async_generator_function(function: Callable[..., Any]) -> _Run:
 
 def _held(result: Any) -> Any:
     """What a function returned, or its stay where it is a stream."""
-    return _Stream(result, _NOT_STARTED) if isinstance(result, (GeneratorType, AsyncGeneratorType)) else held(result)
+    kind: Any = type(result)
+    hold = _holder_of(kind)
+    return result if hold is None else hold(result)
 
 
-def _handed_over(result: Any) -> Any:
-    return result.hand_over() if isinstance(result, Stay) else result
+@functools.lru_cache(maxsize=1_024)
+def _holder_of(kind: type) -> Callable[[Any], Any] | None:
+    if issubclass(kind, (GeneratorType, AsyncGeneratorType)):
+        return functools.partial(_Stream, item=_NOT_STARTED)
+    return held if is_carrier(kind) else None
 
 
 def _no_generator(function: Callable[..., Any], returned: object) -> ConfigurationError:
@@ -157,15 +163,17 @@ def _no_generator(function: Callable[..., Any], returned: object) -> Configurati
 def _run_guard(guard: Guard, beneath: _Run, run_substitute: Callable[[Callable[..., Any]], _Run]) -> _Run:
     async def run(call: Call) -> Any:
         try:
-            passage = await guard.enter(call)
-            call.passages.append(passage)
+            entered: Any = guard.enter(call)
+            passage: Passage = await entered if isinstance(entered, CoroutineType) else entered
+            above = call.passages
+            call.passages = (*above, passage)
             try:
                 result = await beneath(call)
             except BaseException as error:
                 passage.leave(None, error)
                 raise
             finally:
-                call.passages.pop()
+                call.passages = above
         except ResilienceError as refusal:
             substitute = guard.substitute(refusal)
             if substitute is None:
@@ -181,8 +189,8 @@ def _run_guard(guard: Guard, beneath: _Run, run_substitute: Callable[[Callable[.
 
 
 def _run_repeater(repeater: Repeater, beneath: _Run) -> _Run:
-    async def run(call: Call) -> Any:
-        return await repeater.run(call, lambda: beneath(call))
+    def run(call: Call) -> Coroutine[Any, Any, Any]:
+        return repeater.run(call, beneath)
 
     return run
 
@@ -192,9 +200,10 @@ def _wrap_function(function: Callable[..., Any], run: _Run, parameters: Paramete
         if mode.disabled:
             return function(*args, **kwargs)
         try:
-            return _handed_over(run_blocking(run(Call(args, kwargs, parameters, _THREAD))))
+            result = run_blocking(run(Call(args, kwargs, parameters, _THREAD)))
         except _StoppedError as stopped:
             raise stopped.stop from stopped.stop.__cause__
+        return result.hand_over() if isinstance(result, Stay) else result
 
     return wrapper
 
@@ -203,7 +212,8 @@ def _wrap_coroutine_function(function: Callable[..., Any], run: _Run, parameters
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
         if mode.disabled:
             return await function(*args, **kwargs)
-        return _handed_over(await run(Call(args, kwargs, parameters, _TASK)))
+        result = await run(Call(args, kwargs, parameters, _TASK))
+        return result.hand_over() if isinstance(result, Stay) else result
 
     return wrapper
 

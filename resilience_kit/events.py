@@ -6,10 +6,11 @@ fail a call: what it raises is logged and dropped. No record holds anything of t
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,20 +167,35 @@ class PeakExpected(Event):
 
 
 Listener = Callable[[Event], object]
+# Takes the type of an event, its name and the values of its other fields, in their order.
+Tally = Callable[[type[Event], str, tuple[Any, ...]], object]
+
+
+class _Subscription(NamedTuple):
+    listener: Listener
+    wants: Callable[[type[Event]], bool] | None
+    tally: Tally | None
+
 
 _log = logging.getLogger(__name__)
 # Replaced, never changed: emit() may be walking it in another thread. Keyed by subscription, since one listener may
 # have several.
-_listeners: dict[object, Listener] = {}
+_listeners: dict[object, _Subscription] = {}
 _lock = threading.Lock()
-_sole_listener: ContextVar[Listener | None] = ContextVar("resilience_kit_sole_listener", default=None)
+_sole_listener: ContextVar[tuple[_Subscription] | None] = ContextVar("resilience_kit_sole_listener", default=None)
 
 
-def subscribe(listener: Listener) -> Callable[[], None]:
+def subscribe(
+    listener: Listener, *, wants: Callable[[type[Event]], bool] | None = None, tally: Tally | None = None
+) -> Callable[[], None]:
     """Have `listener` called with each event, in the thread or task that caused it.
 
     Args:
         listener: Takes an event; should return at once. What it raises is logged and dropped.
+        wants: Says of a type whether its events matter now; it may be called with others too. Of what happens in
+            every call, no record is made if nobody wants it.
+        tally: Called in place of `listener` with the type, the name and the values of the other fields of what
+            happens in every call. It must not raise.
 
     Returns:
         A function that ends the subscription; calling it again does nothing.
@@ -190,14 +206,14 @@ def subscribe(listener: Listener) -> Callable[[], None]:
         >>> stop()
     """
     global _listeners  # noqa: PLW0603 - the one place where listeners are kept, replaced as a whole
-    subscription = object()
+    key = object()
     with _lock:
-        _listeners = {**_listeners, subscription: listener}
+        _listeners = {**_listeners, key: _Subscription(listener, wants, tally)}
 
     def unsubscribe() -> None:
         global _listeners  # noqa: PLW0603 - see above
         with _lock:
-            _listeners = {key: kept for key, kept in _listeners.items() if key is not subscription}
+            _listeners = {other: kept for other, kept in _listeners.items() if other is not key}
 
     return unsubscribe
 
@@ -205,7 +221,7 @@ def subscribe(listener: Listener) -> Callable[[], None]:
 @contextmanager
 def heard_only_by(listener: Listener) -> Iterator[None]:
     """Deliver what happens inside, and in tasks started inside, to one listener: a simulation is nobody else's news."""
-    token = _sole_listener.set(listener)
+    token = _sole_listener.set((_Subscription(listener, None, None),))
     try:
         yield
     finally:
@@ -214,11 +230,39 @@ def heard_only_by(listener: Listener) -> Iterator[None]:
 
 def emit(event: Event) -> None:
     """Deliver an event to all listeners."""
-    sole = _sole_listener.get()
-    for listener in _listeners.values() if sole is None else (sole,):
-        try:
-            listener(event)
-        except Exception as error:  # noqa: BLE001 - a listener may raise anything, and must not fail the call
-            # by its name: the repr() of a partial holds its arguments, and another one may raise
-            name = getattr(listener, "__qualname__", type(listener).__qualname__)
-            _log.warning("listener %r raised %s on %s", name, type(error).__name__, type(event).__name__)
+    for listener, _, _ in _subscriptions():
+        _deliver(event, listener)
+
+
+def tell(kind: type[Event], name: str, values: tuple[Any, ...]) -> None:
+    """Emit an event that happens in every call, from its fields: its record is made only if somebody wants it."""
+    event: Event | None = None
+    for listener, wants, tally in _subscriptions():
+        if tally is not None:
+            tally(kind, name, values)
+        elif wants is None or wants(kind):
+            if event is None:
+                names = [field.name for field in fields(kind)]
+                event = kind(**dict(zip(names, (name, *values), strict=True)))
+            _deliver(event, listener)
+
+
+def is_heard(kind: type[Event]) -> bool:
+    """Whether somebody wants a record of what happens in every call, and not only to count it."""
+    for _, wants, tally in _subscriptions():  # noqa: SIM110 - any() makes a generator, in every call
+        if tally is None and (wants is None or wants(kind)):
+            return True
+    return False
+
+
+def _subscriptions() -> Iterable[_Subscription]:
+    return _sole_listener.get() or _listeners.values()
+
+
+def _deliver(event: Event, listener: Listener) -> None:
+    try:
+        listener(event)
+    except Exception as error:  # noqa: BLE001 - a listener may raise anything, and must not fail the call
+        # by its name: the repr() of a partial holds its arguments, and another one may raise
+        name = getattr(listener, "__qualname__", type(listener).__qualname__)
+        _log.warning("listener %r raised %s on %s", name, type(error).__name__, type(event).__name__)

@@ -7,7 +7,7 @@ as often as it sees fit; a generator counts as run when its first item is out.
 
 import functools
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -65,7 +65,8 @@ class Call:
         self.kwargs = kwargs
         self.parameters = parameters
         self.waiting = waiting
-        self.passages: list[Passage] = []
+        # of the guards that it has gone through by now, the outermost first
+        self.passages: tuple[Passage, ...] = ()
         # whether the function has been called since somebody last said that it was not
         self.is_sent = False
 
@@ -95,6 +96,8 @@ class Call:
 
 class Passage(Protocol):
     """One call's stay in a guard. Nothing in it waits, so that cancellation always gets through."""
+
+    __slots__ = ()
 
     def recheck(self) -> None:
         """Asked again after a layer below has made the call wait; may raise to stop it."""
@@ -126,8 +129,11 @@ class Layer(Protocol):
 class Guard(Layer, Protocol):
     """A layer that is entered before a call and left after it."""
 
-    async def enter(self, call: Call, /) -> Passage:
-        """Let the call in, perhaps after a wait or with other arguments; raise to refuse it."""
+    def enter(self, call: Call, /) -> Passage | Coroutine[Any, Any, Passage]:
+        """Let the call in, perhaps with other arguments; raise to refuse it.
+
+        Where the call has to wait, this is a coroutine that waits: what nobody waits for costs no coroutine.
+        """
         ...
 
     def substitute(self, refusal: Exception, /) -> Callable[..., Any] | None:
@@ -138,7 +144,7 @@ class Guard(Layer, Protocol):
 class Repeater(Layer, Protocol):
     """A layer that runs a call as often as it sees fit."""
 
-    async def run(self, call: Call, attempt: Callable[[], Awaitable[T]], /) -> T:
+    async def run(self, call: Call, attempt: Callable[[Call], Awaitable[T]], /) -> T:
         """Run the attempts, and return the result of the one that counts."""
         ...
 

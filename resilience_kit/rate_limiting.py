@@ -1,7 +1,7 @@
 """@rate_limited: no call starts before there is a slot, a distance to the last call, and quota for it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar, ParamSpec, TypeVar, overload
 
 from resilience_kit import call_tokens, decorating
@@ -10,37 +10,11 @@ from resilience_kit.layers import Call, Guard, Passage
 from resilience_kit.priorities import priority_else
 from resilience_kit.rate_limits import PERIOD, RateLimit, RateLimitConfiguration, Ticket, rate_limits
 from resilience_kit.registry import Value, effective
-from resilience_kit.server_advice import advice_from_error, advice_from_result, is_rate_limit
 from resilience_kit.validating import check_callable, check_numbers, is_number
 
 P = ParamSpec("P")
 R = TypeVar("R")
 Tokens = int | float | Callable[..., int | float]
-
-
-class _Passage(Passage):
-    __slots__ = ("_call", "_limit", "_ticket")
-
-    def __init__(self, call: Call, limit: RateLimit, ticket: Ticket) -> None:
-        self._call = call
-        self._limit = limit
-        self._ticket = ticket
-
-    def leave(self, result: Any, error: BaseException | None, /) -> None:
-        try:
-            # before the slot goes to the next in the queue, who must hear of it too
-            if error is None:
-                self.opened(result)
-            elif is_rate_limit(error):
-                self._limit.refused(self._ticket, advice_from_error(error))
-        finally:
-            # a layer below may have refused the call
-            self._limit.release(self._ticket, sent=self._call.is_sent)
-
-    def opened(self, response: Any, /) -> None:
-        advice = advice_from_result(response)
-        if advice is not None:
-            self._limit.answered(self._ticket, advice)
 
 
 class RateLimiting(Guard):
@@ -66,13 +40,22 @@ class RateLimiting(Guard):
         self._max_wait = max_wait
         rate_limits.declare(name, configuration)
 
-    async def enter(self, call: Call, /) -> Passage:
-        """Wait for a slot and for quota."""
+    def enter(self, call: Call, /) -> Passage | Coroutine[Any, Any, Passage]:
+        """Take a slot and quota, or wait for them."""
         limit = rate_limits.get(self.name, self._configuration)
-        tokens = await self._count(call) if self._fixed_tokens is None else self._fixed_tokens
-        ticket = await limit.acquire(call, tokens, priority_else(self._priority), self._max_wait)
         call.is_sent = False
-        return _Passage(call, limit, ticket)
+        if self._fixed_tokens is not None:
+            return self._acquire(limit, call, self._fixed_tokens)
+        if self._tokens_of is not None:
+            return self._acquire(limit, call, self._checked(self._tokens_of(*call.args, **call.kwargs)))
+        return self._enter_estimated(limit, call)
+
+    async def _enter_estimated(self, limit: RateLimit, call: Call) -> Passage:
+        ticket = self._acquire(limit, call, await call_tokens.estimate(call))
+        return ticket if isinstance(ticket, Ticket) else await ticket
+
+    def _acquire(self, limit: RateLimit, call: Call, tokens: int) -> Ticket | Coroutine[Any, Any, Ticket]:
+        return limit.acquire(call, tokens, priority_else(self._priority), self._max_wait)
 
     def describe(self) -> dict[str, Value]:
         """The effective parameters, and where each came from."""
@@ -83,10 +66,7 @@ class RateLimiting(Guard):
             "max_wait": effective(self._max_wait),
         }
 
-    async def _count(self, call: Call) -> int:
-        if self._tokens_of is None:
-            return await call_tokens.estimate(call)
-        tokens = self._tokens_of(*call.args, **call.kwargs)
+    def _checked(self, tokens: object) -> int:
         if not is_number(tokens) or tokens < 0:
             raise ConfigurationError(
                 f"rate limit {self.name!r}: the tokens function returned {tokens!r}: it must be a plain function of "

@@ -10,29 +10,32 @@ that is full, so there is none for requests and tokens.
 import math
 import threading
 from asyncio import AbstractEventLoop
-from bisect import bisect_left, insort
 from collections import deque
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from itertools import count
-from operator import attrgetter
-from typing import cast
+from typing import Any, cast
 
 from aiolimiter import AsyncLimiter
 
+from resilience_kit import events
 from resilience_kit.errors import RateLimitTimeoutError
-from resilience_kit.events import Admitted, QuotaRelaxed, QuotaTightened, Waiting as WaitingEvent, WaitRefused, emit
-from resilience_kit.layers import Call
+from resilience_kit.events import (
+    Admitted,
+    QuotaRelaxed,
+    QuotaTightened,
+    Waiting as WaitingEvent,
+    WaitRefused,
+    emit,
+    tell,
+)
+from resilience_kit.layers import Call, Passage
+from resilience_kit.queueing import SHORTEST_WAIT, Place, Queue
 from resilience_kit.quota_ledger import QuotaLedger, Sent, WindowLedger
-from resilience_kit.registry import Registry, Value, effective, mode
-from resilience_kit.server_advice import ServerAdvice
-from resilience_kit.waiting import Waiter, now
+from resilience_kit.registry import Registry, Value, effective
+from resilience_kit.server_advice import ServerAdvice, advice_from_error, advice_from_result, is_rate_limit
+from resilience_kit.waiting import now
 
 PERIOD = 60.0
-# Timers may fire a rounding error before the moment that they were set for: no wait is shorter than a microsecond.
-_SHORTEST_WAIT = 1e-6
-# Seconds by which a caller behind the first gives it precedence; its loop may stand still, or its thread be gone. They
-# double with each look that a caller takes, or a long queue would be busy with looking; up to a period.
-_FIRST_GRACE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,10 @@ class RateLimitConfiguration:
 
 @dataclass(frozen=True, slots=True)
 class RateLimitStatistics:
-    """Where a limit stands now: counts of calls and tokens, and of its quota's window."""
+    """Where a limit stands now: counts of calls and tokens, and of its quota's window.
+
+    Those that were admitted are the ones that no event told of.
+    """
 
     in_flight: int
     max_concurrent: int
@@ -58,6 +64,8 @@ class RateLimitStatistics:
     tokens_in_window: int
     tokens_per_minute: int
     period: float
+    calls_admitted: int
+    tokens_admitted: int
 
 
 class _Clock:
@@ -84,26 +92,34 @@ class _Spacing(AsyncLimiter):
         self._level += 1
 
 
-# When a call comes to its turn, as if all priorities were one, and in which order it came.
-_Place = tuple[float, int]
-_place_of = attrgetter("place")
-
-
-class Ticket:
+class Ticket(Place, Passage):
     """One call's place in the queue, and then its slot."""
 
-    __slots__ = ("grace", "place", "sent", "tokens", "waiter")
+    __slots__ = ("call", "limit", "sent", "tokens")
 
-    def __init__(self, tokens: int, place: _Place) -> None:
+    def __init__(self, limit: "RateLimit", call: Call, tokens: int) -> None:
+        self.limit = limit
+        self.call = call
         self.tokens = tokens
-        self.place = place
-        self.grace = _FIRST_GRACE
         self.sent: Sent | None = None
-        self.waiter: Waiter | None = None
 
-    def is_granted(self) -> bool:
-        """Whether it is a slot by now."""
-        return self.sent is not None
+    def opened(self, response: Any, /) -> None:
+        """Believe what the server says of its limits."""
+        advice = advice_from_result(response)
+        if advice is not None:
+            self.limit.answered(self, advice)
+
+    def leave(self, result: Any, error: BaseException | None, /) -> None:
+        """Give the slot back."""
+        try:
+            # before the slot goes to the next in the queue, who must hear of it too
+            if error is None:
+                self.opened(result)
+            elif is_rate_limit(error):
+                self.limit.refused(self, advice_from_error(error))
+        finally:
+            # a layer below may have refused the call
+            self.limit.release(self, sent=self.call.is_sent)
 
 
 class RateLimit:
@@ -120,12 +136,11 @@ class RateLimit:
         self._ledger: QuotaLedger = WindowLedger(values["requests_per_minute"], self._tokens_per_period, self._period)
         self._spacing = self._new_spacing()
         self._lock = threading.Lock()
-        self._order = count()
-        self._queue: list[Ticket] = []
+        self._queue: Queue[Ticket] = Queue(self._look, self._period)
         self._in_flight = 0
-        # Who set a timer for the moment when the head of the queue fits.
-        self._timekeeper: Ticket | None = None
-        self._timekeeper_waits_for_slot = False
+        # What nobody heard of when it was admitted, as it is counted here.
+        self._unheard_calls = 0
+        self._unheard_tokens = 0
         # Slots on their way back. The garbage collector may drop a stream while its thread holds the lock, so
         # whoever gives a slot back leaves it here, and whoever can have the lock takes it in.
         self._returned: deque[tuple[Ticket, bool]] = deque()
@@ -144,6 +159,8 @@ class RateLimit:
                 tokens_in_window=tokens,
                 tokens_per_minute=self._tokens_per_period,
                 period=self._period,
+                calls_admitted=self._unheard_calls,
+                tokens_admitted=self._unheard_tokens,
             )
         self._take_back()
         return statistics
@@ -153,6 +170,7 @@ class RateLimit:
         with self._lock:
             self._ledger.reset()
             self._spacing = self._new_spacing()
+            self._unheard_calls = self._unheard_tokens = 0
             self._serve()
         self._take_back()
 
@@ -162,53 +180,83 @@ class RateLimit:
         Its priority is 0. It takes longer where a slot has to become free: nobody knows when calls end.
         """
         with self._lock:
-            seconds = self._look_ahead(Ticket(tokens, (now(), next(self._order))))
+            seconds = self._look_ahead(tokens, self._queue.ahead(now()))
         self._take_back()
         return seconds
 
-    async def acquire(self, call: Call, tokens: int, priority: float, max_wait: float | None) -> Ticket:
-        """Wait for a slot and for quota.
+    def acquire(
+        self, call: Call, tokens: int, priority: float, max_wait: float | None
+    ) -> Ticket | Coroutine[Any, Any, Ticket]:
+        """Take a slot and quota: at once where nobody has to wait, else by awaiting what is returned.
 
         Raises:
             RateLimitTimeoutError: The wait is known to be longer than `max_wait`, or has become so, or has no end.
         """
         if tokens > self._tokens_per_period:
             raise self._refusal(math.inf, max_wait, tokens)
-        ahead, known_wait, due = 0, 0.0, None
+        ticket = Ticket(self, call, tokens)
+        is_heard = events.is_heard(Admitted)
+        with self._lock:
+            if not self._queue.lookouts:
+                self._start(ticket, now())
+            if ticket.sent is not None and not is_heard:
+                self._unheard_calls += 1
+                self._unheard_tokens += tokens
+        if ticket.sent is None:
+            return self._wait(ticket, priority, max_wait)
+        try:
+            if self._returned:
+                self._take_back()
+            if is_heard:
+                emit(Admitted(name=self.name, waited=0.0, tokens=tokens))
+        except BaseException:
+            # an interrupt that comes while a listener hears of the call
+            self.release(ticket, sent=False)
+            raise
+        return ticket
+
+    async def _wait(self, ticket: Ticket, priority: float, max_wait: float | None) -> Ticket:
+        # raises where there is no event loop of asyncio, and so comes first
+        ticket.waiter = ticket.call.waiting.waiter()
         with self._lock:
             arrived = now()
             # A step of priority is worth a period of waiting, so that no priority waits for ever.
-            ticket = Ticket(tokens, (arrived + priority * self._period, next(self._order)))
-            if not self._queue and self._has_slot() and self._seconds_until_fits(tokens, arrived) <= 0:
-                self._admit(ticket, arrived)
-            else:
-                # raises where there is no event loop of asyncio, and so comes first
-                waiter = call.waiting.waiter()
-                insort(self._queue, ticket, key=_place_of)
-                due = self._serve()
-                if not ticket.is_granted():
-                    ticket.waiter = waiter
-                    due = self._patience(ticket, due)
-                    ahead = self._index(ticket)
-                    known_wait = 0.0 if max_wait is None else self._look_ahead(ticket)
+            ticket.turn = arrived + priority * self._period
+            self._queue.join(ticket)
+            due = self._serve()
+            ahead = self._queue.ahead(ticket.turn) - 1
+            known_wait = 0.0 if max_wait is None else self._look_ahead(ticket.tokens, max(ahead, 0))
         try:
             if self._returned:
                 self._take_back()
             waited = 0.0
-            if ticket.waiter is not None:
+            if ticket.sent is None:
                 if max_wait is not None and known_wait > max_wait:
-                    raise self._refusal(known_wait, max_wait, tokens)
-                emit(WaitingEvent(name=self.name, seconds=due, tokens=tokens, ahead=ahead))
-                await self._wait(ticket, ticket.waiter, due, max_wait, arrived)
+                    raise self._refusal(known_wait, max_wait, ticket.tokens)
+                tell(WaitingEvent, self.name, (due, ticket.tokens, ahead))
+                if max_wait is None:
+                    await ticket.waiter.wait(None)
+                else:
+                    await self._wait_at_most(ticket, max_wait, arrived + max_wait)
                 self._tell_news()
-                call.recheck()
+                ticket.call.recheck()
                 waited = now() - arrived
-            emit(Admitted(name=self.name, waited=waited, tokens=tokens))
+            tell(Admitted, self.name, (waited, ticket.tokens))
         except BaseException:
-            # also an interrupt that comes while a listener hears of the call
+            # also cancellation, and an interrupt that comes while a listener hears of the call
             self.release(ticket, sent=False)
             raise
         return ticket
+
+    async def _wait_at_most(self, ticket: Ticket, max_wait: float, deadline: float) -> None:
+        while ticket.sent is None:
+            left = deadline - now()
+            if left > 0:
+                await ticket.waiter.wait(max(left, SHORTEST_WAIT))
+                continue
+            seconds = self._seconds_left(ticket)
+            if ticket.sent is None:
+                raise self._refusal(seconds, max_wait, ticket.tokens)
 
     def release(self, ticket: Ticket, *, sent: bool) -> None:
         """Give a slot or a place in the queue back, and the quota as well if nothing was sent. Never blocks."""
@@ -247,103 +295,75 @@ class RateLimit:
                 )
             )
 
-    async def _wait(
-        self, ticket: Ticket, waiter: Waiter, due: float | None, max_wait: float | None, arrived: float
-    ) -> None:
-        deadline = math.inf if max_wait is None else arrived + max_wait
-        while not ticket.is_granted():
-            seconds = min(math.inf if due is None else due, deadline - now())
-            await waiter.wait(
-                None if seconds == math.inf else max(seconds, _SHORTEST_WAIT), for_another_call=due is None
-            )
-            with self._lock:
-                due = self._patience(ticket, self._serve())
-            self._take_back()
-            if not ticket.is_granted() and now() >= deadline:
-                raise self._refusal(due, max_wait, ticket.tokens)
-
-    def _patience(self, ticket: Ticket, due: float | None) -> float | None:
-        """Seconds after which a waiting call looks after the queue: the head in time, others if it has not by then."""
-        if self._timekeeper is ticket:
-            return due
-        if mode.skips_waiting:
+    def _start(self, ticket: Ticket, current: float) -> float | None:
+        """Start a call if it may start now. Returns the seconds until it may, 0 if it did; None if it needs a slot."""
+        if self._in_flight >= self._max_concurrent:
             return None
-        grace = min(ticket.grace, self._period)
-        ticket.grace *= 2
-        return (due or 0.0) + grace
-
-    def _serve(self) -> float | None:
-        """Serve the queue from its head. Returns the seconds until the next one fits; None if it needs a slot."""
-        due: float | None = None
-        while self._queue:
-            ticket = self._queue[0]
-            if ticket.waiter is None or not ticket.waiter.is_dead:
-                if not self._has_slot():
-                    due = None
-                    break
-                current = now()
-                due = self._seconds_until_fits(ticket.tokens, current)
-                if due > 0:
-                    break
-                self._admit(ticket, current)
-            del self._queue[0]
-        head = self._queue[0] if self._queue else None
-        has_new_task = head is not self._timekeeper or (due is not None and self._timekeeper_waits_for_slot)
-        self._timekeeper, self._timekeeper_waits_for_slot = head, due is None
-        if has_new_task and head is not None and head.waiter is not None:
-            head.waiter.wake()
+        due = self._ledger.seconds_until_fits(ticket.tokens, current)
+        if self._spacing is not None:
+            due = max(due, self._spacing.seconds_until_room())
+        if due <= 0:
+            self._in_flight += 1
+            if self._spacing is not None:
+                self._spacing.fill()
+            ticket.sent = self._ledger.commit(ticket.tokens, current)
         return due
 
-    def _has_slot(self) -> bool:
-        return self._in_flight < self._max_concurrent
+    def _serve(self) -> float | None:
+        """Start those at the head of the queue that may start. Returns the seconds until the next may, as _start()."""
+        while self._queue.lookouts:
+            ticket = self._queue.head
+            if not ticket.waiter.is_gone:
+                current = now()
+                due = self._start(ticket, current)
+                if ticket.sent is None:
+                    if due is not None:
+                        self._queue.set_alarm(current, due)
+                    return due
+                ticket.waiter.wake()
+            self._queue.leave(ticket)
+        return None
 
-    def _seconds_until_fits(self, tokens: int, current: float) -> float:
-        due = self._ledger.seconds_until_fits(tokens, current)
-        return due if self._spacing is None else max(due, self._spacing.seconds_until_room())
-
-    def _admit(self, ticket: Ticket, current: float) -> None:
-        self._in_flight += 1
-        if self._spacing is not None:
-            self._spacing.fill()
-        ticket.sent = self._ledger.commit(ticket.tokens, current)
-        if ticket.waiter is not None:
-            ticket.waiter.wake()
+    def _look(self) -> None:
+        with self._lock:
+            self._serve()
+        self._take_back()
 
     def _take_back(self) -> None:
-        while self._returned and self._lock.acquire(blocking=False):
+        while self._returned and self._lock.acquire(False):
             try:
                 while self._returned:
                     ticket, sent = self._returned.popleft()
                     if ticket.sent is None:
-                        index = self._index(ticket)
-                        # the place of a caller whose loop was closed is gone already
-                        if ticket in self._queue[index : index + 1]:
-                            del self._queue[index]
+                        self._queue.leave(ticket)
                         continue
                     self._in_flight -= 1
                     if not sent:
                         self._ledger.give_back(ticket.sent)
-                if self._queue:
+                if self._queue.lookouts:
                     self._serve()
             finally:
                 self._lock.release()
 
-    def _index(self, ticket: Ticket) -> int:
-        """How many are ahead of a call in the queue."""
-        return bisect_left(self._queue, ticket.place, key=_place_of)
+    def _seconds_left(self, ticket: Ticket) -> float | None:
+        """Seconds until a call in the queue is served; None if the head of the queue needs a slot."""
+        with self._lock:
+            due = self._serve()
+            if due is not None and ticket.sent is None:
+                due = self._look_ahead(ticket.tokens, self._queue.index(ticket))
+        self._take_back()
+        return due
 
-    def _look_ahead(self, ticket: Ticket) -> float:
-        """Seconds until a call is served, in the queue yet or not, if slots were free: it takes no less."""
+    def _look_ahead(self, tokens: int, ahead: int) -> float:
+        """Seconds until a call with so many ahead of it is served, if slots were free: it takes no less."""
         ledger = self._ledger.copy()
         started = now()
         current = started + (self._spacing.seconds_until_room() if self._spacing is not None else 0.0)
-        for other in self._queue:
-            if other.place >= ticket.place:
-                break
+        for other in self._queue.first(ahead):
             current += ledger.seconds_until_fits(other.tokens, current)
             ledger.commit(other.tokens, current)
             current += self._min_interval
-        return current + ledger.seconds_until_fits(ticket.tokens, current) - started
+        return current + ledger.seconds_until_fits(tokens, current) - started
 
     def _refusal(self, wait: float | None, max_wait: float | None, tokens: int) -> RateLimitTimeoutError:
         seconds = None if wait == math.inf else wait

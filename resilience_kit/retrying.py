@@ -74,7 +74,7 @@ class RetryLoop(Repeater):
         self._defaults = defaults
         self._values: tuple[object, dict[str, Any]] | None = None
 
-    async def run(self, call: Call, attempt: Callable[[], Awaitable[T]], /) -> T:
+    async def run(self, call: Call, attempt: Callable[[Call], Awaitable[T]], /) -> T:
         """Run the call, and again while it fails with what is retried."""
         values = self.values()
         started = now()
@@ -83,7 +83,7 @@ class RetryLoop(Repeater):
             budget = retry_budgets.get(self.name, _NOTHING)
             budget.count_call(started)
         try:
-            return await attempt()
+            return await attempt(call)
         except Exception as error:
             if budget is not None and isinstance(error, ResilienceError):
                 budget.forget_call()
@@ -97,7 +97,7 @@ class RetryLoop(Repeater):
             if failed is not None:
                 error, failed = failed, None
                 raise error
-            return await attempt()
+            return await attempt(call)
 
         story = _Story(self, values, budget, started, reason)
         controller = tenacity.AsyncRetrying(

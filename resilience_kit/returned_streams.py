@@ -131,6 +131,11 @@ class _CompleteStay(Stay):
         return self._returned
 
 
+def is_carrier(kind: type) -> bool:
+    """Whether objects of a class may be responses that are still to be read."""
+    return _carrier_of(kind) is not None
+
+
 def held(result: Any) -> Any:
     """The stay of a response that a function returned; anything else as it is."""
     kind: Any = type(result)

@@ -5,7 +5,7 @@ import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from resilience_kit import events
@@ -65,58 +65,64 @@ class Usage:
     busiest_minute: int
 
 
-def _admitted(counters: Counters, event: events.Admitted) -> None:
+def _admitted(counters: Counters, values: tuple[Any, ...]) -> None:
+    waited, tokens = values
     counters["calls_admitted"] += 1
-    counters["tokens_admitted"] += event.tokens
-    if event.waited:
+    counters["tokens_admitted"] += tokens
+    if waited:
         counters["calls_delayed"] += 1
-        counters["seconds_waited"] += event.waited
+        counters["seconds_waited"] += waited
 
 
-def _retrying(counters: Counters, event: events.Retrying) -> None:
+def _retrying(counters: Counters, values: tuple[Any, ...]) -> None:
+    _, seconds, *_ = values
     counters["retries"] += 1
-    counters["seconds_waited"] += event.seconds
+    counters["seconds_waited"] += seconds
 
 
-def _budget_waiting(counters: Counters, event: events.BudgetWaiting) -> None:
+def _budget_waiting(counters: Counters, values: tuple[Any, ...]) -> None:
+    seconds, *_ = values
     counters["calls_delayed"] += 1
-    counters["seconds_waited"] += event.seconds
+    counters["seconds_waited"] += seconds
 
 
-def _settled(counters: Counters, event: events.BudgetSettled) -> None:
-    used = event.prompt_tokens + event.completion_tokens
+def _settled(counters: Counters, values: tuple[Any, ...]) -> None:
+    reserved, prompt_tokens, completion_tokens, usd = values
     counters["calls"] += 1
-    counters["prompt_tokens"] += event.prompt_tokens
-    counters["completion_tokens"] += event.completion_tokens
-    counters["tokens_reserved"] += event.reserved
-    if event.usd is None:
+    if usd is None:
         counters["calls_of_unknown_price"] += 1
     else:
-        counters["usd"] += event.usd
-    counters["calls_measured"] += used > 0
-    counters["largest_call"] = max(counters["largest_call"], used)
-    if event.reserved:
+        counters["usd"] += usd
+    used = prompt_tokens + completion_tokens
+    if reserved:
+        counters["tokens_reserved"] += reserved
         counters["reserved_tokens_used"] += used
     if used:
+        counters["prompt_tokens"] += prompt_tokens
+        counters["completion_tokens"] += completion_tokens
+        counters["calls_measured"] += 1
+        counters["largest_call"] = max(counters["largest_call"], used)
         # asyncio takes 0.05 s to import: paid by the first call, not by `import resilience_kit`
         from resilience_kit.waiting import now
 
         _counts.minute.add(used, int(now()))
 
 
-def _truncated(counters: Counters, event: events.Truncated) -> None:
+def _truncated(counters: Counters, values: tuple[Any, ...]) -> None:
+    tokens_before, tokens_after, _ = values
     counters["truncations"] += 1
-    counters["tokens_truncated"] += event.tokens_before - event.tokens_after
+    counters["tokens_truncated"] += tokens_before - tokens_after
 
 
-def _one_more(counter: str) -> Callable[[Counters, Any], None]:
-    def count_one(counters: Counters, event: events.Event) -> None:
+def _one_more(counter: str) -> Callable[[Counters, tuple[Any, ...]], None]:
+    def count_one(counters: Counters, values: tuple[Any, ...]) -> None:
         counters[counter] += 1
 
     return count_one
 
 
-_COUNTED: dict[type[events.Event], tuple[str, Callable[[Counters, Any], None]]] = {
+# The section that each is counted in, and how: from the values of its fields but the name.
+_COUNTED: dict[type[events.Event], tuple[str, Callable[[Counters, tuple[Any, ...]], None]]] = {
     events.Admitted: ("rate_limiters", _admitted),
     events.WaitRefused: ("rate_limiters", _one_more("calls_refused")),
     events.QuotaTightened: ("rate_limiters", _one_more("tightened_by_server")),
@@ -190,7 +196,13 @@ def isolated() -> Iterator[None]:
 
 def count(event: events.Event) -> None:
     """Count an event; subscribed when the package is imported."""
-    counted = _COUNTED.get(type(event))
+    name, *values = (getattr(event, field.name) for field in fields(event))
+    tally(type(event), name, tuple(values))
+
+
+def tally(kind: type[events.Event], name: str, values: tuple[Any, ...]) -> None:
+    """Count an event from its fields: no record is made for it alone."""
+    counted = _COUNTED.get(kind)
     if counted is None:
         return
     section, add = counted
@@ -198,13 +210,12 @@ def count(event: events.Event) -> None:
         if section == "agents":
             # Listeners run in the task or thread of the call, so its context is the current one.
             agent = current_agent()
-            add(_account(event.name, "default" if agent is None or agent.context is None else agent.context), event)
+            context = "default" if agent is None or agent.context is None else agent.context
+            counters = _counts.accounts.get((name, context)) or _account(name, context)
         else:
             by_name = _counts.sections[section]
-            counters = by_name.get(event.name)
-            if counters is None:
-                counters = by_name[event.name] = dict(_SECTIONS[section])
-            add(counters, event)
+            counters = by_name.get(name) or by_name.setdefault(name, dict(_SECTIONS[section]))
+        add(counters, values)
 
 
 def count_estimate(context: str, tokens: int) -> None:
@@ -275,7 +286,9 @@ def get_all_resilience_stats() -> dict[str, Any]:
     for registry in all_registries:
         for name, item in registry.items().items():
             section = sections[registry.section]
-            section[name] = {**asdict(item.statistics()), **_SECTIONS[registry.section], **section.get(name, {})}
+            state, counters = asdict(item.statistics()), section.get(name, _SECTIONS[registry.section])
+            # what nobody else listens to is counted where it happens
+            section[name] = {**state, **{key: counter + state.get(key, 0) for key, counter in counters.items()}}
     circuit = {"state": "CLOSED", "failure_count": 0, **sections["circuit_breakers"].get("default", {})}
     limiter = sections["rate_limiters"].get("default", dict(_SECTIONS["rate_limiters"]))
     return {"global_resilience": {"circuit_breaker": circuit, "rate_limiter": limiter}, **sections}

@@ -2,13 +2,13 @@
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar, get_args, overload
 
 from resilience_kit import call_tokens, decorating, pricing, token_counting, truncating
 from resilience_kit.agents import current_agent
 from resilience_kit.errors import ConfigurationError
-from resilience_kit.events import BudgetSettled, Truncated, emit
+from resilience_kit.events import BudgetSettled, Truncated, emit, tell
 from resilience_kit.layers import Call, Guard, Parameters, Passage, name_of
 from resilience_kit.registry import Value, mode
 from resilience_kit.token_budgets import (
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Passage(Passage):
-    __slots__ = ("_agent", "_budget", "_layer", "_models", "_prompt_tokens", "_reservation", "_text", "_usage")
+    __slots__ = ("_agent", "_budget", "_layer", "_model", "_prompt_tokens", "_reservation", "_text", "_usage")
 
     def __init__(
         self, layer: "TokenBudgeting", agent: str, budget: Budget, reservation: Reservation, prompt_tokens: int
@@ -49,17 +49,17 @@ class _Passage(Passage):
         self._reservation = reservation
         self._prompt_tokens = prompt_tokens
         self._usage: call_tokens.Usage | None = None
-        self._models: tuple[str, ...] = (layer.model,)
-        self._text: list[str] = []
+        # of the answer: Azure answers with the model's name where a request says the deployment's
+        self._model: str | None = None
+        self._text: list[str] | None = None
 
     def observe(self, item: Any, /) -> None:
         if not isinstance(item, str):
             self._usage = call_tokens.usage_of(item) or self._usage
-            # Azure answers with the model's name where a request says the deployment's.
-            answered = call_tokens.model_of(item)
-            if answered is not None:
-                self._models = (answered, self._layer.model)
+            self._model = call_tokens.model_of(item) or self._model
         if self._usage is None and self._budget.is_bounded:
+            if self._text is None:
+                self._text = []
             self._text.append(call_tokens.text_of(item))
 
     def leave(self, result: Any, error: BaseException | None, /) -> None:
@@ -76,28 +76,22 @@ class _Passage(Passage):
                 used = self._budget.amount(known, self._reservation.amount.usd if usd is None else usd)
         finally:
             self._budget.settle(self._reservation, used)
-        emit(
-            BudgetSettled(
-                name=self._agent,
-                reserved=self._reservation.amount.tokens,
-                prompt_tokens=usage.prompt_tokens,
-                completion_tokens=usage.completion_tokens,
-                usd=usd,
-            )
-        )
+        reserved = self._reservation.amount.tokens
+        tell(BudgetSettled, self._agent, (reserved, usage.prompt_tokens, usage.completion_tokens, usd))
 
     def _counted(self) -> call_tokens.Usage:
         """The usage where the result does not say: its text if it is text, else what was reserved for it."""
-        if text := "".join(self._text):
+        if text := "".join(self._text or ()):
             completion = token_counting.count_tokens(text, model=self._layer.model)
         else:
             completion = self._reservation.amount.tokens - self._prompt_tokens
         return call_tokens.Usage(self._prompt_tokens, completion)
 
     def _cost(self, usage: call_tokens.Usage) -> float | None:
-        usd = pricing.cost_usd(usage, *self._models)
+        models = (self._layer.model,) if self._model is None else (self._model, self._layer.model)
+        usd = pricing.cost_usd(usage, *models)
         if usd is None and pricing.are_at_hand():
-            _say_unknown(self._models[0])
+            _say_unknown(models[0])
         return usd
 
 
@@ -136,11 +130,16 @@ class TokenBudgeting(Guard):
         self._arguments = call_tokens.PROMPT_ARGUMENTS if argument == "messages" else (argument,)
         token_budgets.declare(agent, configuration)
 
-    async def enter(self, call: Call, /) -> Passage:
+    def enter(self, call: Call, /) -> Passage | Coroutine[Any, Any, Passage]:
         """Count the prompt, cut or refuse it, and hold what the call may use."""
         agent = self._agent()
         maximum = self._maximum(agent).value
         budget = token_budgets.get(self.name, self._configuration)
+        if maximum is None and not budget.is_bounded and pricing.is_ready(self.model):
+            return _Passage(self, agent, budget, NO_RESERVATION, 0)
+        return self._enter_counted(call, agent, maximum, budget)
+
+    async def _enter_counted(self, call: Call, agent: str, maximum: int | None, budget: Budget) -> Passage:
         is_counted = maximum is not None or budget.is_bounded
         prompt = call_tokens.prompt_argument(call, self._arguments) if is_counted else None
         tokens = 0

@@ -5,10 +5,12 @@ them and so never suspends them; `TaskWaiting` suspends. `decorating` chooses by
 """
 
 import asyncio
+import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Hashable
 from contextlib import suppress
+from operator import itemgetter
 from typing import Any, Protocol, TypeVar
 
 from resilience_kit.registry import mode
@@ -21,28 +23,33 @@ def now() -> float:
 
     A loop with virtual time is followed, and so is a test that skips its waits.
     """
-    try:
-        base = asyncio.get_running_loop().time()
-    except RuntimeError:
-        base = time.monotonic()
-    return base + mode.seconds_skipped
+    loop = asyncio._get_running_loop()  # noqa: SLF001 - documented, and unlike get_running_loop() it does not raise
+    return (time.monotonic() if loop is None else loop.time()) + mode.seconds_skipped
 
 
 class Waiter(Protocol):
     """One caller that waits to be woken."""
 
-    def wake(self) -> None:
-        """Wake the caller, from any thread; if it is not waiting now, its next wait ends at once."""
-
-    async def wait(self, seconds: float | None, *, for_another_call: bool) -> None:
-        """Wait to be woken, `seconds` at most; None waits without end.
-
-        A test that skips its waits does not skip those for another call, which takes the time that it takes.
-        """
+    @property
+    def home(self) -> Hashable:
+        """The event loop or the thread that it waits in."""
 
     @property
-    def is_dead(self) -> bool:
-        """Whether the caller can never run again."""
+    def is_gone(self) -> bool:
+        """Whether the caller waits no more: it was cancelled, or can never run again."""
+
+    def wake(self) -> None:
+        """End the caller's wait, from any thread."""
+
+    def call_later(self, seconds: float, function: Callable[[], object]) -> None:
+        """Have its home call a function after a time, asked from any thread; a thread does as long as it waits.
+
+        A test that skips its waits skips this one.
+        """
+
+    def wait(self, seconds: float | None) -> Awaitable[None]:
+        """Wait to be woken, `seconds` at most; None waits without end."""
+        ...
 
 
 class Waiting(Protocol):
@@ -58,30 +65,53 @@ class Waiting(Protocol):
         """A waiter for the current thread or task."""
 
 
-def _skip(seconds: float) -> None:
+def _skip(seconds: float) -> float:
+    """Let the kit's clock jump ahead. Returns the seconds that are left to wait."""
     mode.seconds_skipped += max(0.0, seconds)
+    return 0.0
 
 
 class ThreadWaiter:
     """A thread that waits to be woken."""
 
-    __slots__ = ("_event",)
-    is_dead = False
+    __slots__ = ("_event", "_is_woken", "_requests")
+    is_gone = False
 
     def __init__(self) -> None:
         self._event = threading.Event()
+        self._is_woken = False
+        # what is to be called, and when
+        self._requests: list[tuple[float, Callable[[], object]]] = []
+
+    @property
+    def home(self) -> "ThreadWaiter":
+        """Itself: a thread waits for one thing at a time."""
+        return self
 
     def wake(self) -> None:
         """Wake the thread."""
+        self._is_woken = True
         self._event.set()
 
-    async def wait(self, seconds: float | None, *, for_another_call: bool) -> None:
+    def call_later(self, seconds: float, function: Callable[[], object]) -> None:
+        """Interrupt the thread's wait for a call of the function."""
+        if mode.skips_waiting:
+            seconds = _skip(seconds)
+        self._requests.append((time.monotonic() + seconds, function))
+        self._event.set()
+
+    async def wait(self, seconds: float | None) -> None:
         """Block the thread until it is woken, `seconds` at most."""
-        if mode.skips_waiting and seconds is not None and not for_another_call:
-            _skip(seconds)
-        else:
-            self._event.wait(None if seconds is None else min(seconds, threading.TIMEOUT_MAX))
-        self._event.clear()
+        deadline = math.inf if seconds is None else time.monotonic() + seconds
+        while not self._is_woken and (current := time.monotonic()) < deadline:
+            request = min(self._requests, key=itemgetter(0), default=None)
+            if request is not None and request[0] <= current:
+                self._requests.remove(request)
+                request[1]()
+            else:
+                until = deadline if request is None else min(request[0], deadline)
+                self._event.wait(min(until - current, threading.TIMEOUT_MAX))
+                self._event.clear()
 
 
 class ThreadWaiting:
@@ -104,38 +134,54 @@ class ThreadWaiting:
 class TaskWaiter:
     """A task that waits to be woken."""
 
-    __slots__ = ("_event", "_loop")
+    __slots__ = ("_future",)
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._event = asyncio.Event()
+        self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
-    def is_dead(self) -> bool:
-        """Whether the task's loop was closed under it."""
-        return self._loop.is_closed()
+    def home(self) -> asyncio.AbstractEventLoop:
+        """The task's loop."""
+        return self._future.get_loop()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the task was cancelled, or its loop closed under it."""
+        return self._future.cancelled() or self._future.get_loop().is_closed()
 
     def wake(self) -> None:
         """Wake the task, from whatever thread or loop."""
-        if asyncio._get_running_loop() is self._loop:  # noqa: SLF001 - documented, and unlike get_running_loop() it does not raise
-            self._event.set()
+        self._in_loop(self._end)
+
+    def call_later(self, seconds: float, function: Callable[[], object]) -> None:
+        """Have the task's loop call the function, whether the task still waits or not."""
+        if mode.skips_waiting:
+            seconds = _skip(seconds)
+        self._in_loop(self._future.get_loop().call_later, seconds, function)
+
+    def wait(self, seconds: float | None) -> Awaitable[None]:
+        """Suspend the task until it is woken, `seconds` at most."""
+        return self._future if seconds is None else self._wait_at_most(seconds)
+
+    async def _wait_at_most(self, seconds: float) -> None:
+        timer = self._future.get_loop().call_later(seconds, self._end)
+        try:
+            await self._future
+        finally:
+            timer.cancel()
+
+    def _end(self) -> None:
+        if not self._future.done():
+            self._future.set_result(None)
+
+    def _in_loop(self, function: Callable[..., object], *arguments: Any) -> None:
+        loop = self._future.get_loop()
+        if asyncio._get_running_loop() is loop:  # noqa: SLF001 - documented, and unlike get_running_loop() it does not raise
+            function(*arguments)
         else:
             # A loop that is closed by now raises: nobody waits there any more.
             with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._event.set)
-
-    async def wait(self, seconds: float | None, *, for_another_call: bool) -> None:
-        """Suspend the task until it is woken, `seconds` at most."""
-        if mode.skips_waiting and seconds is not None and not for_another_call:
-            _skip(seconds)
-            await asyncio.sleep(0)
-        else:
-            try:
-                async with asyncio.timeout(seconds):
-                    await self._event.wait()
-            except TimeoutError:
-                return
-        self._event.clear()
+                loop.call_soon_threadsafe(function, *arguments)
 
 
 class TaskWaiting:
@@ -146,8 +192,7 @@ class TaskWaiting:
     async def sleep(self, seconds: float) -> None:
         """Suspend the task."""
         if mode.skips_waiting:
-            _skip(seconds)
-            seconds = 0
+            seconds = _skip(seconds)
         await asyncio.sleep(seconds)
 
     async def offload(self, function: Callable[..., T], *arguments: Any) -> T:

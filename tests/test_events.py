@@ -329,3 +329,47 @@ def test_another_thread_is_heard_by_all_meanwhile(heard):
         thread.start()
         thread.join()
     assert [type(event) for event in heard] == [Admitted]
+
+
+# What happens in every call
+
+
+def test_what_nobody_wants_is_not_made_into_a_record(listen, monkeypatch):
+    def make(**fields):
+        raise AssertionError
+
+    monkeypatch.setattr("resilience_kit.rate_limits.Admitted", make)
+    monkeypatch.setattr("resilience_kit.token_budgeting.BudgetSettled", make)
+    events.subscribe(refuse_to_listen, wants=lambda kind: False)()
+    assert resilient("unheard", min_interval=0)(lambda prompt: "four")("2 + 2?") == "four"
+
+
+def test_a_listener_that_wants_no_events_of_a_type_may_get_those_that_are_made_for_another(listen):
+    wanted, heard, all_heard = [], [], []
+    stop = events.subscribe(heard.append, wants=lambda kind: bool(wanted.append(kind)))
+    ask()
+    assert (wanted, heard) == ([Admitted], [])
+
+    listen(all_heard.append)
+    ask()
+    stop()
+    assert heard == all_heard == [Admitted(name="default", waited=0.0, tokens=heard[0].tokens)]
+
+
+def test_a_tally_gets_the_fields_of_what_is_told_and_no_record():
+    told = []
+    stop = events.subscribe(refuse_to_listen, tally=lambda *fields: told.append(fields))
+    token_budget("MathAgent", budget_tokens=100, model="ours")(lambda prompt, max_tokens: {})("", 7)
+    stop()
+    assert told == [(events.BudgetSettled, "MathAgent", (7, 0, 7, None))]
+
+
+@pytest.mark.parametrize("is_heard", [True, False], ids=["heard", "unheard"])
+def test_a_call_is_counted_once_whether_or_not_anybody_listens(listen, is_heard):
+    if is_heard:
+        listen(lambda event: None)
+    limited = rate_limited("chat", min_interval=1, tokens=3)(lambda: "four")
+    with no_waiting():
+        limited(), limited()
+    shown = get_all_resilience_stats()["rate_limiters"]["chat"]
+    assert (shown["calls_admitted"], shown["tokens_admitted"], shown["calls_delayed"]) == (2, 6, 1)

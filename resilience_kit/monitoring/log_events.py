@@ -42,13 +42,16 @@ _LINES: dict[type[events.Event], tuple[logging.Logger, int, str]] = {
 logging.getLogger("resilience_kit").addHandler(logging.NullHandler())
 
 
+def wants(kind: type[events.Event]) -> bool:
+    """Whether events of a type are logged now."""
+    line = _LINES.get(kind)
+    return line is not None and line[0].isEnabledFor(line[1])
+
+
 def log(event: events.Event) -> None:
     """Log an event; subscribed when the package is imported."""
-    line = _LINES.get(type(event))
-    if line is None:
-        return
-    logger, level, text = line
-    if logger.isEnabledFor(level):
+    if wants(type(event)):
+        logger, level, text = _LINES[type(event)]
         _structured(logger).log(level, text, **asdict(event))
 
 

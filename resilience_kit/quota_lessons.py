@@ -5,10 +5,12 @@ user's own limit. Each has a name, under which it can be switched off and is tol
 """
 
 import math
+from collections.abc import Collection
 from copy import copy
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+from resilience_kit.errors import ConfigurationError
 from resilience_kit.server_advice import ServerAdvice
 
 RULES = frozenset(
@@ -19,6 +21,8 @@ RULES = frozenset(
 FINE_WINDOWS = 60
 # Azure evaluates them over ten seconds of it.
 SHORT_WINDOWS = 6
+# What `adaptive=` may be.
+Adaptive = bool | Literal["latency"] | Collection[str]
 
 # How much longer than the server's the windows are, in periods, since requests are not as far apart when they arrive
 # as when they were sent: this from the first answer on, twice as much with each refusal that it explains, up to the
@@ -103,6 +107,23 @@ class Seen:
     requests_in_short_and_edge: int
     requests_and_edge: int
     tokens_and_edge: int
+
+
+def rules_of(adaptive: object) -> frozenset[str]:
+    """The rules that apply: all but "latency", none, all, or those of the given names.
+
+    Raises:
+        ConfigurationError: It is none of these.
+    """
+    if isinstance(adaptive, bool):
+        return RULES - {"latency"} if adaptive else frozenset()
+    if adaptive == "latency":
+        return RULES
+    if isinstance(adaptive, str) or not isinstance(adaptive, Collection) or not set(adaptive) <= RULES:
+        raise ConfigurationError(
+            f'adaptive={adaptive!r}: expected True, False, "latency" for all rules, or some of {sorted(RULES)}'
+        )
+    return frozenset(adaptive)
 
 
 class Ceiling:

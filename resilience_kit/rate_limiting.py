@@ -8,6 +8,7 @@ from resilience_kit import call_tokens, decorating
 from resilience_kit.errors import ConfigurationError
 from resilience_kit.layers import Call, Guard, Passage
 from resilience_kit.priorities import priority_else
+from resilience_kit.quota_lessons import Adaptive, rules_of
 from resilience_kit.rate_limits import PERIOD, RateLimit, RateLimitConfiguration, Ticket, rate_limits
 from resilience_kit.registry import Value, effective
 from resilience_kit.validating import check_callable, check_numbers, is_number
@@ -89,6 +90,7 @@ def rate_limited(
     tokens: Tokens | None = None,
     priority: float = 0,
     max_wait: float | None = None,
+    adaptive: Adaptive = True,
 ) -> decorating.Decorator: ...
 def rate_limited(
     name: Any = "default",
@@ -101,6 +103,7 @@ def rate_limited(
     tokens: Tokens | None = None,
     priority: float = 0,
     max_wait: float | None = None,
+    adaptive: Adaptive = True,
 ) -> Any:
     """Start no call of the function before there is a slot and quota for it.
 
@@ -119,6 +122,10 @@ def rate_limited(
         priority: Lower is sooner; a step is worth a period of waiting, so that nobody waits for ever. A block of
             `with priority(...)` around the call beats it.
         max_wait: Most seconds to wait; a call that would wait longer is refused at once.
+        adaptive: Whether the limit is tightened by what the server says and refuses, and tried upwards again, never
+            above what is said here; `QuotaTightened` and `QuotaRelaxed` events say why. "latency" lets fewer calls be
+            under way while answers take much longer than usual, too. Or a set of rules, of "retry-after", "slow start",
+            "remaining", "limit", "margin", "one-second window", "ceiling" and "latency"; False is none.
 
     Raises:
         ConfigurationError: An argument cannot work, or the name has another configuration elsewhere.
@@ -151,6 +158,9 @@ def rate_limited(
     check_numbers("rate_limited", priority=priority)
     if not callable(tokens):
         check_numbers("rate_limited", at_least=0, tokens=tokens)
+    if adaptive is not True:
+        rules_of(adaptive)
+        adaptive = adaptive if isinstance(adaptive, bool | str) else tuple(sorted(adaptive))
     layer = RateLimiting(
         name,
         RateLimitConfiguration(
@@ -159,6 +169,7 @@ def rate_limited(
             max_concurrent,
             min_interval,
             None if period == PERIOD else period,
+            None if adaptive is True else adaptive,
         ),
         tokens=tokens,
         priority=priority,

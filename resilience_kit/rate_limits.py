@@ -31,7 +31,9 @@ from resilience_kit.events import (
 from resilience_kit.layers import Call, Passage
 from resilience_kit.queueing import SHORTEST_WAIT, Place, Queue
 from resilience_kit.quota_ledger import QuotaLedger, Sent, WindowLedger
+from resilience_kit.quota_lessons import Adaptive, Correction, rules_of
 from resilience_kit.registry import Registry, Value, effective
+from resilience_kit.response_times import ResponseTimes
 from resilience_kit.server_advice import ServerAdvice, advice_from_error, advice_from_result, is_rate_limit
 from resilience_kit.waiting import now
 
@@ -47,6 +49,7 @@ class RateLimitConfiguration:
     max_concurrent: int | None = None
     min_interval: float | None = None
     period: float | None = None
+    adaptive: Adaptive | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,7 @@ class Ticket(Place, Passage):
             # before the slot goes to the next in the queue, who must hear of it too
             if error is None:
                 self.opened(result)
+                self.limit.took_its_time(self)
             elif is_rate_limit(error):
                 self.limit.refused(self, advice_from_error(error))
         finally:
@@ -133,7 +137,12 @@ class RateLimit:
         self._tokens_per_period: int = values["tokens_per_minute"]
         self._max_concurrent: int = values["max_concurrent"]
         self._min_interval: float = values["min_interval"]
-        self._ledger: QuotaLedger = WindowLedger(values["requests_per_minute"], self._tokens_per_period, self._period)
+        rules = rules_of(values["adaptive"])
+        self._ledger: QuotaLedger = WindowLedger(
+            values["requests_per_minute"], self._tokens_per_period, self._period, rules
+        )
+        self._measures = "latency" in rules
+        self._response_times = ResponseTimes(self._max_concurrent)
         self._spacing = self._new_spacing()
         self._lock = threading.Lock()
         self._queue: Queue[Ticket] = Queue(self._look, self._period)
@@ -152,7 +161,7 @@ class RateLimit:
             values = {key: parameter.value for key, parameter in self.parameters.items()}
             statistics = RateLimitStatistics(
                 in_flight=self._in_flight,
-                max_concurrent=self._max_concurrent,
+                max_concurrent=self._response_times.limit,
                 waiting=len(self._queue),
                 requests_in_window=requests,
                 requests_per_minute=values["requests_per_minute"],
@@ -169,6 +178,7 @@ class RateLimit:
         """Forget what was sent; calls that are under way keep their slots."""
         with self._lock:
             self._ledger.reset()
+            self._response_times = ResponseTimes(self._max_concurrent)
             self._spacing = self._new_spacing()
             self._unheard_calls = self._unheard_tokens = 0
             self._serve()
@@ -279,10 +289,25 @@ class RateLimit:
         self._take_back()
         self._tell_news()
 
+    def took_its_time(self, ticket: Ticket) -> None:
+        """Note how long a call took, where that decides on how many may be under way."""
+        if not self._measures or ticket.sent is None:
+            return
+        with self._lock:
+            before = self._response_times.limit
+            has_moved = self._response_times.observe(now() - ticket.sent.at)
+            limit = self._response_times.limit
+        self._take_back()
+        if has_moved:
+            self._tell([Correction("latency", requests=limit, relaxes=limit > before)])
+
     def _tell_news(self) -> None:
         with self._lock:
             news = self._ledger.news()
         self._take_back()
+        self._tell(news)
+
+    def _tell(self, news: list[Correction]) -> None:
         for correction in news:
             event = QuotaRelaxed if correction.relaxes else QuotaTightened
             emit(
@@ -297,7 +322,7 @@ class RateLimit:
 
     def _start(self, ticket: Ticket, current: float) -> float | None:
         """Start a call if it may start now. Returns the seconds until it may, 0 if it did; None if it needs a slot."""
-        if self._in_flight >= self._max_concurrent:
+        if self._in_flight >= self._response_times.limit:
             return None
         due = self._ledger.seconds_until_fits(ticket.tokens, current)
         if self._spacing is not None:
@@ -394,6 +419,7 @@ def effective_parameters(configuration: RateLimitConfiguration) -> dict[str, Val
         "max_concurrent": effective(configuration.max_concurrent, setting="max_concurrent_requests"),
         "min_interval": interval,
         "period": effective(configuration.period, PERIOD),
+        "adaptive": effective(configuration.adaptive, default=True),
     }
 
 

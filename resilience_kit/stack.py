@@ -12,6 +12,7 @@ from resilience_kit import decorating
 from resilience_kit.circuit_breaking import circuit_protected
 from resilience_kit.errors import ConfigurationError
 from resilience_kit.layers import name_of
+from resilience_kit.quota_lessons import Adaptive
 from resilience_kit.rate_limiting import Tokens, rate_limited
 from resilience_kit.registry import Value
 from resilience_kit.retrying import STACKED, retried
@@ -34,6 +35,7 @@ class RateLimitOptions(TypedDict, total=False):
     tokens: Tokens | None
     priority: float
     max_wait: float | None
+    adaptive: Adaptive
 
 
 class RetryOptions(TypedDict, total=False):

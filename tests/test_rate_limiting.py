@@ -19,7 +19,7 @@ from resilience_kit import (
     reset_all,
     subscribe,
 )
-from resilience_kit.events import QuotaTightened, Waiting, WaitRefused
+from resilience_kit.events import QuotaRelaxed, QuotaTightened, Waiting, WaitRefused
 from resilience_kit.testing import no_waiting
 from resilience_kit.waiting import TaskWaiter
 
@@ -451,6 +451,87 @@ async def test_a_refusal_for_a_day_holds_nobody_else_up():
     assert recorder.starts == [0]
 
 
+# What is learnt from the server, and what is not
+
+
+async def refused_once(adaptive):
+    """Let a call be refused for 13 seconds, and note when the next one starts."""
+
+    @rate_limited("chat", adaptive=adaptive, **UNPACED)
+    async def refused():
+        raise RefusalError(retry_after="13")
+
+    recorder = Recorder()
+    with pytest.raises(RefusalError):
+        await refused()
+    await rate_limited("chat", adaptive=adaptive, **UNPACED)(recorder)()
+    return recorder.starts
+
+
+async def test_what_is_not_adaptive_learns_nothing_from_a_refusal():
+    assert await refused_once(adaptive=False) == [0]
+
+
+async def test_of_the_rules_only_those_apply_that_are_named():
+    assert await refused_once(adaptive={"ceiling", "remaining"}) == [0]
+
+
+async def test_a_rule_that_is_named_applies():
+    assert await refused_once(adaptive=["retry-after"]) == [pytest.approx(13)]
+
+
+@pytest.mark.parametrize("adaptive", [True, "latency"])
+async def test_by_default_the_rules_apply(adaptive):
+    assert await refused_once(adaptive=adaptive) == [pytest.approx(13)]
+
+
+def test_two_decorators_of_a_name_that_disagree_on_the_rules_are_an_error():
+    rate_limited("chat", adaptive=["ceiling", "margin"])
+    rate_limited("chat", adaptive={"margin", "ceiling"})
+    with pytest.raises(ConfigurationError, match="two configurations"):
+        rate_limited("chat", adaptive=False)
+
+
+async def most_at_once_when_slow(adaptive):
+    """Send 2,000 calls of 1 s each, of which the middle ones take a second more for each that is under way."""
+    under_way, most = 0, [0, 0, 0]
+
+    @rate_limited("chat", adaptive=adaptive, max_concurrent=20, min_interval=0, requests_per_minute=10**6)
+    async def ask(part):
+        nonlocal under_way
+        under_way += 1
+        await asyncio.sleep(1 + under_way if part == 1 else 1)
+        under_way -= 1
+        most[part] = limit()["max_concurrent"]
+
+    for part, calls in enumerate((400, 200, 1_400)):
+        await asyncio.gather(*(ask(part) for _ in range(calls)))
+    return most
+
+
+def limit():
+    return get_all_resilience_stats()["rate_limiters"]["chat"]
+
+
+async def test_fewer_calls_are_under_way_while_answers_are_late_and_as_many_as_before_after_it():
+    before, while_late, after = await most_at_once_when_slow("latency")
+
+    assert (before, after) == (20, 20)
+    assert while_late <= 10
+
+
+async def test_by_default_late_answers_change_nothing():
+    assert await most_at_once_when_slow(adaptive=True) == [20, 20, 20]
+
+
+async def test_why_fewer_or_more_may_be_under_way_is_told(heard):
+    await most_at_once_when_slow("latency")
+    moved = [event for event in heard if isinstance(event, QuotaTightened | QuotaRelaxed)]
+
+    assert {(type(event), event.reason) for event in moved} == {(QuotaTightened, "latency"), (QuotaRelaxed, "latency")}
+    assert all(1 <= event.requests <= 20 for event in moved)
+
+
 class Raw:
     """A raw response: a body's headers without its body."""
 
@@ -662,6 +743,9 @@ def test_a_head_of_the_queue_whose_loop_stands_still_holds_nobody_up():
         {"tokens": "many"},
         {"priority": "high"},
         {"max_wait": -1},
+        {"adaptive": "ceiling"},
+        {"adaptive": ["floor"]},
+        {"adaptive": None},
     ],
     ids=str,
 )

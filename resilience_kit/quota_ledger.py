@@ -7,8 +7,9 @@ What the server says beyond that is `quota_lessons`'.
 """
 
 import math
+from bisect import bisect_left, bisect_right
 from collections import deque
-from itertools import chain
+from operator import attrgetter
 from typing import NamedTuple, Protocol
 
 from resilience_kit.quota_lessons import FINE_WINDOWS, RULES, SHORT_WINDOWS, Correction, Lessons, Seen
@@ -20,6 +21,10 @@ _EDGE = 1 / 60
 _MOST_AT_THE_EDGE = 1_024
 # Requests sent so many periods after one may have overtaken it on their way.
 _OVERTAKING = 1 / 600
+# No wait that the ledger knows of is longer than so many periods.
+_LONGEST_WAIT = 4
+
+_SENT_AT, _TOKENS, _IS_REFUSED = attrgetter("at"), attrgetter("tokens"), attrgetter("is_refused")
 
 
 class Sent(NamedTuple):
@@ -112,7 +117,9 @@ class WindowLedger:
         """A ledger with the same content, to look ahead in."""
         twin = WindowLedger(self._requests, self._tokens, self._period, self._rules)
         twin._sent = self._sent.copy()
+        twin._left = self._left.copy()
         twin._tokens_in_window = self._tokens_in_window
+        twin._refused_in_window = self._refused_in_window
         twin._lessons = self._lessons.copy()
         return twin
 
@@ -137,6 +144,10 @@ class WindowLedger:
             return 0.0
         at = self._fits_below_ceilings(tokens, now)
         at = max(at, self._fits_beside_unseen(tokens, now), lessons.paused_until, lessons.ramp_at(now))
+        if at > now + _LONGEST_WAIT * self._period:
+            # what is known was noted by a clock that is far ahead of this one, such as another event loop's in a test
+            self.reset()
+            return 0.0
         return max(0.0, at - now)
 
     def commit(self, tokens: int, now: float) -> Sent:
@@ -149,26 +160,27 @@ class WindowLedger:
 
     def give_back(self, sent: Sent) -> None:
         """Count a request no more: it was not sent."""
-        if sent in self._sent:
-            self._sent.remove(sent)
+        index = self._index(sent)
+        if index is not None:
+            del self._sent[index]
             self._tokens_in_window -= sent.tokens
 
     def answered(self, advice: ServerAdvice, sent: Sent, now: float) -> None:
         """Count what the server knows and the ledger does not."""
         requests, tokens = sent.requests_then, sent.tokens_then
-        for other in reversed(self._sent):
-            if other.at <= sent.at:
-                break
-            if other.at <= sent.at + _OVERTAKING * self._period:
-                requests += 1
-                tokens += other.tokens
+        # found by halving, since thousands may have been sent since
+        first = bisect_right(self._sent, sent.at, key=_SENT_AT)
+        last = bisect_right(self._sent, sent.at + _OVERTAKING * self._period, lo=first, key=_SENT_AT)
+        requests += last - first
+        tokens += sum(self._sent[index].tokens for index in range(first, last))
         self._lessons.answered(advice, sent.at, requests, tokens, now)
 
     def refused(self, advice: ServerAdvice, sent: Sent, now: float) -> None:
         """Learn from the refusal of a request. It counts as a request, but for no tokens: none were taken."""
         self._forget_old(now)
-        if advice.exhausted is not None and sent in self._sent:
-            self._sent[self._sent.index(sent)] = sent._replace(tokens=0, is_refused=True)
+        index = None if advice.exhausted is None else self._index(sent)
+        if index is not None:
+            self._sent[index] = sent._replace(tokens=0, is_refused=True)
             self._tokens_in_window -= sent.tokens
             self._refused_in_window += 1
         self._lessons.refused(advice, self._seen_around(sent), now)
@@ -178,27 +190,39 @@ class WindowLedger:
         news, self._lessons.news = self._lessons.news, []
         return news
 
+    def _index(self, sent: Sent) -> int | None:
+        # from a little before it on, since a clock may step back a little
+        first = bisect_left(self._sent, sent.at - _OVERTAKING * self._period, key=_SENT_AT)
+        try:
+            return self._sent.index(sent, first)
+        except ValueError:
+            return None
+
     def _seen_around(self, refused: Sent) -> Seen:
-        admitted = [sent for sent in chain(self._left, self._sent) if not sent.is_refused and sent != refused]
-        edge = _EDGE * self._period
+        # by halving and in slices, since a hundred refusals may come at once, with thousands of requests in the window
+        known = [*(sent for sent in self._left if sent != refused), *self._sent]
+        edge, short = _EDGE * self._period, self._period / SHORT_WINDOWS
 
-        def since(seconds: float) -> list[Sent]:
-            return [sent for sent in admitted if sent.at > refused.at - seconds]
+        def since(seconds: float) -> int:
+            return bisect_right(known, refused.at - seconds, key=_SENT_AT)
 
-        def before(seconds: float) -> int:
-            return sum(sent.at <= refused.at for sent in since(seconds))
+        def admitted(first: int, last: int | None = None) -> int:
+            part = known[first:last]
+            return len(part) - tuple(map(_IS_REFUSED, part)).count(True)
 
-        short = self._period / SHORT_WINDOWS
+        itself = since(0.0)
+        in_window, and_edge = since(self._period), since(self._period + edge)
+        requests, tokens = admitted(in_window), sum(map(_TOKENS, known[in_window:]))
         return Seen(
             sent_at=refused.at,
             tokens=refused.tokens,
-            requests_in_fine_and_edge=before(1.1 * self._period / FINE_WINDOWS),
-            requests_in_short=before(short),
-            requests=len(since(self._period)),
-            tokens_in_window=sum(sent.tokens for sent in since(self._period)),
-            requests_in_short_and_edge=before(short + edge),
-            requests_and_edge=len(since(self._period + edge)),
-            tokens_and_edge=sum(sent.tokens for sent in since(self._period + edge)),
+            requests_in_fine_and_edge=admitted(since(1.1 * self._period / FINE_WINDOWS), itself),
+            requests_in_short=admitted(since(short), itself),
+            requests=requests,
+            tokens_in_window=tokens,
+            requests_in_short_and_edge=admitted(since(short + edge), itself),
+            requests_and_edge=admitted(and_edge, in_window) + requests,
+            tokens_and_edge=sum(map(_TOKENS, known[and_edge:in_window])) + tokens,
         )
 
     def _fits_beside_unseen(self, tokens: int, now: float) -> float:
@@ -209,7 +233,8 @@ class WindowLedger:
             fits_at = self._requests_fit_at(requests.leaves_of(lessons.requests.limit))
             at = max(at, min(fits_at, requests.until))
         if unseen_tokens.at(now):
-            fits_at = self._tokens_fit_at(tokens, unseen_tokens.leaves_of(lessons.tokens.limit))
+            left = unseen_tokens.leaves_of(lessons.tokens.limit)
+            fits_at = self._tokens_fit_at(tokens, left) if tokens <= left else math.inf
             at = max(at, min(fits_at, unseen_tokens.until))
         return at
 
@@ -248,8 +273,6 @@ class WindowLedger:
         return max(at, self._leaves_room_at(min(fine, math.ceil(most / FINE_WINDOWS)), FINE_WINDOWS))
 
     def _tokens_fit_at(self, tokens: int, most: int) -> float:
-        if most <= 0:
-            return math.inf
         # what is above a ceiling, but not above the quota, fits into an empty window
         excess = self._tokens_in_window + min(tokens, most) - most
         at = -math.inf

@@ -39,8 +39,9 @@ _CLEARLY_LESS = 0.8
 # twice the last, one every sixtieth of a period.
 _BELOW_REFUSED, _FIRST_STEP = 0.98, 0.005
 # That is not tried before so many requests were sent since the last refusal, since trying costs some: of that many at
-# most one in a hundred. It is tried after so many periods in any case.
-_REQUESTS_BETWEEN_TRIALS, _LONGEST_HOLD = 300, 16
+# most one in a hundred. It is tried after so many periods in any case, by who sends few: soon where a refusal far below
+# the quota may have been a whim of the server's, and each time after twice as long.
+_REQUESTS_BETWEEN_TRIALS, _SHORTEST_HOLD, _LONGEST_HOLD = 300, 1, 16
 # The server's `remaining` raises a ceiling where it leaves room for this share of the quota more; and not for so many
 # periods after that was wrong.
 _CLEARLY_MORE, _DISTRUST = 0.02, 4
@@ -48,7 +49,7 @@ _CLEARLY_MORE, _DISTRUST = 0.02, 4
 # its error goes to the caller, and nobody else is held up.
 _LONGEST_PAUSE = 2
 # The pause after a refusal without a word on how long, in periods; twice as long each time that it was too short.
-_FIRST_PAUSE, _LONGEST_UNTOLD_PAUSE = 1 / 120, 1 / 6
+_FIRST_PAUSE, _LONGEST_UNTOLD_PAUSE, _MOST_DOUBLINGS = 1 / 120, 1 / 6, 8
 # A refusal below this share of the quota is a surprise; one for tokens tells more of what a request is charged.
 _MUCH_LESS = 0.25
 # What somebody else uses varies by so much of the quota.
@@ -137,7 +138,10 @@ class Ceiling:
         "_grows_at",
         "_grows_at_latest",
         "_grows_at_request",
+        "_held_since",
+        "_limit_ends_at",
         "_lowered_at",
+        "_patience",
         "_period",
         "_step",
         "_value",
@@ -152,7 +156,9 @@ class Ceiling:
         self._value = most
         self._period = period
         self._step = _FIRST_STEP
-        self._lowered_at = -math.inf
+        self._lowered_at = self._held_since = -math.inf
+        self._patience = _LONGEST_HOLD
+        self._limit_ends_at = math.inf
         self._grows_at = self._grows_at_latest = math.inf
         self._grows_at_request = 0
 
@@ -163,7 +169,15 @@ class Ceiling:
 
     def grows_at(self, request: int) -> float:
         """When more is tried, if so many requests have been sent by then."""
-        return self._grows_at if request >= self._grows_at_request else self._grows_at_latest
+        at = self._grows_at if request >= self._grows_at_request else self._grows_at_latest
+        return min(at, self._limit_ends_at)
+
+    def keep_to(self, limit: int, now: float) -> bool:
+        """Take the server's word on its quota, until long after it was said last. Returns whether it is news."""
+        is_news = limit != self.limit
+        self.limit = limit
+        self._limit_ends_at = now + _LONGEST_HOLD * self._period if limit < self.most else math.inf
+        return is_news
 
     def lower(self, held: int, sent_at: float, request: int, now: float) -> bool:
         """Take what the window held at a refusal for all that fits. Returns whether it was news."""
@@ -171,6 +185,8 @@ class Ceiling:
             # it was under way at the last refusal, and only tells more precisely what was held then
             self._value = max(1, min(self._value, held))
             return False
+        if self._value == self.most:
+            self._patience = _SHORTEST_HOLD if held < _MUCH_LESS * self.most else _LONGEST_HOLD
         self._value = max(1, min(self._value, math.floor(held * _BELOW_REFUSED)))
         self._lowered_at, self._step = now, _FIRST_STEP
         self.hold(request, now)
@@ -179,7 +195,8 @@ class Ceiling:
     def hold(self, request: int, now: float) -> None:
         """Try nothing for a while."""
         if self._value < self.most:
-            self._grows_at, self._grows_at_latest = now + self._period, now + _LONGEST_HOLD * self._period
+            self._held_since = now
+            self._grows_at, self._grows_at_latest = now + self._period, now + self._patience * self._period
             self._grows_at_request = request + _REQUESTS_BETWEEN_TRIALS
 
     def try_at(self, moment: float) -> None:
@@ -187,8 +204,15 @@ class Ceiling:
         self._grows_at, self._grows_at_request = moment, 0
 
     def grow(self, now: float) -> None:
-        """Try a step more."""
-        self._raise(self._value + max(1, math.ceil(self.most * self._step)), now)
+        """Try a step more, or forget a limit that has not been told for long."""
+        if now >= self._limit_ends_at:
+            self.keep_to(self.most, now)
+            return
+        if self._step == _FIRST_STEP:
+            self._patience = min(2 * self._patience, _LONGEST_HOLD)
+        self._held_since = now
+        # at most twice as much, or a trial far below the quota would cost several refusals
+        self._raise(self._value + min(self._value, max(1, math.ceil(self.most * self._step))), now)
         self._step *= 2
 
     def learn_of_room(self, room: int, request: int, now: float) -> bool:
@@ -198,7 +222,11 @@ class Ceiling:
         is_more = room >= self._value + _CLEARLY_MORE * self.most
         if is_more:
             self._raise(room, now)
-        self.hold(request, now)
+            self.hold(request, now)
+        else:
+            # its word spares a trial, but not for ever: headers may speak of something else
+            self._grows_at, self._grows_at_request = now + self._period, request + _REQUESTS_BETWEEN_TRIALS
+            self._grows_at_latest = self._held_since + _LONGEST_HOLD * self._period
         return is_more
 
     def _raise(self, value: int, now: float) -> None:
@@ -290,6 +318,7 @@ class Lessons:
         """The same lessons, to look ahead with."""
         twin = copy(self)
         twin.requests, twin.tokens, twin.charged_requests = map(copy, self._ceilings())
+        twin.unseen_requests, twin.unseen_tokens = copy(self.unseen_requests), copy(self.unseen_tokens)
         twin.news = []
         return twin
 
@@ -315,8 +344,12 @@ class Lessons:
         """Raise the ceilings whose time has come, as somebody waits below them. Returns whether any was."""
         due = [ceiling for ceiling in self._ceilings() if ceiling.grows_at(self._requests_sent) <= now]
         for ceiling in due:
+            value, limit = ceiling.value, ceiling.limit
             ceiling.grow(now)
-            self._tell("ceiling", self._period / FINE_WINDOWS, ceiling, ceiling.value, relaxes=True)
+            if ceiling.limit > limit:
+                self._tell("limit", 0.0, ceiling, ceiling.limit, relaxes=True)
+            elif ceiling.value > value:
+                self._tell("ceiling", self._period / FINE_WINDOWS, ceiling, ceiling.value, relaxes=True)
         return bool(due)
 
     def grows_at(self) -> float:
@@ -344,17 +377,18 @@ class Lessons:
             tokens,
             now,
         )
-        if advice.remaining_tokens:
+        if advice.remaining_tokens is not None and advice.remaining_tokens > 0:
             charged = max(1, self.tokens.limit - advice.remaining_tokens)
             self._learn_of_room(self.charged_requests, self.tokens.limit * requests // charged, now)
 
     def _learn_what_remains(self, ceiling: Ceiling, unseen: Unseen, said: _Window, known: int, now: float) -> None:
         # A remaining of 0 is not believed: Azure's Responses API was seen to send it where it means "unknown", and a
         # server that has nothing left says so with its next answer, a 429.
-        if not said.remaining:
+        if said.remaining is None or said.remaining <= 0:
             return
         if "limit" in self._rules:
-            self._keep_to(ceiling, min(said.limit or ceiling.most, ceiling.most))
+            limit = said.limit if said.limit is not None and said.limit > 0 else ceiling.most
+            self._keep_to(ceiling, min(limit, ceiling.most), now)
         if "remaining" not in self._rules:
             return
         amount = max(0, ceiling.limit - said.remaining - known)
@@ -364,11 +398,11 @@ class Lessons:
         if 2 * known >= ceiling.value:
             self._learn_of_room(ceiling, known + said.remaining, now)
 
-    def _keep_to(self, ceiling: Ceiling, limit: int) -> None:
-        if limit != ceiling.limit:
+    def _keep_to(self, ceiling: Ceiling, limit: int, now: float) -> None:
+        before = ceiling.limit
+        if ceiling.keep_to(limit, now):
             self.has_learnt = True
-            self._tell("limit", 0.0, ceiling, limit, relaxes=limit > ceiling.limit)
-            ceiling.limit = limit
+            self._tell("limit", 0.0, ceiling, limit, relaxes=limit > before)
 
     def _learn_of_room(self, ceiling: Ceiling, room: int, now: float) -> None:
         if now >= self._distrusts_remaining_until and ceiling.learn_of_room(room, self._requests_sent, now):
@@ -444,6 +478,9 @@ class Lessons:
             # the server spoke of room, and there was none: its headers lag behind
             self._distrusts_remaining_until = now + _DISTRUST * self._period
         if ceiling.lower(held, seen.sent_at, self._requests_sent, now):
+            if ceiling.value == ceiling.most:
+                # there is no less than one request
+                return
             if self._first_sent_at is not None and now < self._first_sent_at + self._period:
                 # what an earlier process sent may have filled the first window, and does not fill the next
                 ceiling.try_at(self._first_sent_at + self._period)
@@ -467,7 +504,9 @@ class Lessons:
         if "retry-after" not in self._rules:
             return
         if retry_after is None:
-            seconds = self._period * min(_FIRST_PAUSE * 2**self._probes_refused, _LONGEST_UNTOLD_PAUSE)
+            seconds = self._period * min(
+                _FIRST_PAUSE * 2 ** min(self._probes_refused, _MOST_DOUBLINGS), _LONGEST_UNTOLD_PAUSE
+            )
         else:
             seconds = retry_after + self.margin
         if seconds <= _LONGEST_PAUSE * self._period and now + seconds > self.paused_until:

@@ -1,4 +1,4 @@
-"""The README keeps its word: every Python block in it runs, and its set-up is two commands."""
+"""The README and docs/ keep their word: every Python block in them runs, and the set-up is two commands."""
 
 import re
 from pathlib import Path
@@ -7,10 +7,19 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+BLOCKS = BLOCK.findall(README)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=[f"block {number}" for number in range(1, len(BLOCKS) + 1)])
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(block, id=f"{page.stem} {number}")
+        for page in PAGES
+        for number, block in enumerate(BLOCK.findall(page.read_text(encoding="utf-8")), 1)
+    ],
+)
 def test_a_python_block_runs_as_it_is_pasted(block, tmp_path):
     script = tmp_path / "pasted.py"
     script.write_text(block, encoding="utf-8")

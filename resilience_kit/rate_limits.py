@@ -293,10 +293,16 @@ class RateLimit:
         """Note how long a call took, where that decides on how many may be under way."""
         if not self._measures or ticket.sent is None:
             return
-        with self._lock:
+        # As in _take_back(), the garbage collector may be here while its thread has the lock. One answer less to look
+        # at is no loss.
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
             before = self._response_times.limit
             has_moved = self._response_times.observe(now() - ticket.sent.at)
             limit = self._response_times.limit
+        finally:
+            self._lock.release()
         self._take_back()
         if has_moved:
             self._tell([Correction("latency", requests=limit, relaxes=limit > before)])

@@ -742,6 +742,8 @@ def test_a_head_of_the_queue_whose_loop_stands_still_holds_nobody_up():
         {"tokens": -1},
         {"tokens": "many"},
         {"priority": "high"},
+        {"priority": None},
+        {"priority": 10**400},
         {"max_wait": -1},
         {"adaptive": "ceiling"},
         {"adaptive": ["floor"]},

@@ -195,7 +195,7 @@ def subscribe(
         wants: Says of a type whether its events matter now; it may be called with others too. Of what happens in
             every call, no record is made if nobody wants it.
         tally: Called in place of `listener` with the type, the name and the values of the other fields of what
-            happens in every call. It must not raise.
+            happens in every call. It must not raise, unlike the other two.
 
     Returns:
         A function that ends the subscription; calling it again does nothing.
@@ -240,7 +240,7 @@ def tell(kind: type[Event], name: str, values: tuple[Any, ...]) -> None:
     for listener, wants, tally in _subscriptions():
         if tally is not None:
             tally(kind, name, values)
-        elif wants is None or wants(kind):
+        elif wants is None or _is_wanted(kind, listener, wants):
             if event is None:
                 names = [field.name for field in fields(kind)]
                 event = kind(**dict(zip(names, (name, *values), strict=True)))
@@ -249,10 +249,19 @@ def tell(kind: type[Event], name: str, values: tuple[Any, ...]) -> None:
 
 def is_heard(kind: type[Event]) -> bool:
     """Whether somebody wants a record of what happens in every call, and not only to count it."""
-    for _, wants, tally in _subscriptions():  # noqa: SIM110 - any() makes a generator, in every call
-        if tally is None and (wants is None or wants(kind)):
+    # any() would make a generator, in every call
+    for listener, wants, tally in _subscriptions():
+        if tally is None and (wants is None or _is_wanted(kind, listener, wants)):
             return True
     return False
+
+
+def _is_wanted(kind: type[Event], listener: Listener, wants: Callable[[type[Event]], bool]) -> bool:
+    try:
+        return wants(kind)
+    except Exception as error:  # noqa: BLE001 - as what a listener raises, it must not fail the call
+        _warn_of(error, kind, listener)
+        return False
 
 
 def _subscriptions() -> Iterable[_Subscription]:
@@ -263,6 +272,10 @@ def _deliver(event: Event, listener: Listener) -> None:
     try:
         listener(event)
     except Exception as error:  # noqa: BLE001 - a listener may raise anything, and must not fail the call
-        # by its name: the repr() of a partial holds its arguments, and another one may raise
-        name = getattr(listener, "__qualname__", type(listener).__qualname__)
-        _log.warning("listener %r raised %s on %s", name, type(error).__name__, type(event).__name__)
+        _warn_of(error, type(event), listener)
+
+
+def _warn_of(error: Exception, kind: type[Event], listener: Listener) -> None:
+    # by its name: the repr() of a partial holds its arguments, and another one may raise
+    name = getattr(listener, "__qualname__", type(listener).__qualname__)
+    _log.warning("listener %r raised %s on %s", name, type(error).__name__, kind.__name__)

@@ -155,7 +155,8 @@ def rate_limited(
     )
     check_numbers("rate_limited", above=0, period=period)
     check_numbers("rate_limited", at_least=0, min_interval=min_interval, max_wait=max_wait)
-    check_numbers("rate_limited", priority=priority)
+    if not is_number(priority):
+        raise ConfigurationError(f"@rate_limited(priority={priority!r}): expected a number; lower is sooner")
     if not callable(tokens):
         check_numbers("rate_limited", at_least=0, tokens=tokens)
     if adaptive is not True:

@@ -38,6 +38,9 @@ from resilience_kit.server_advice import ServerAdvice, advice_from_error, advice
 from resilience_kit.waiting import now
 
 PERIOD = 60.0
+# A call with a max_wait looks at so many ahead of it, half a millisecond's worth: if each of thousands looked at all,
+# an event loop would stand still for minutes. One that would wait longer for those behind them hears of it later.
+_MOST_LOOKED_AT = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,10 +236,11 @@ class RateLimit:
             # A step of priority is worth a period of waiting, so that no priority waits for ever.
             ticket.turn = arrived + priority * self._period
             self._queue.join(ticket)
-            due = self._serve()
-            ahead = self._queue.ahead(ticket.turn) - 1
-            known_wait = 0.0 if max_wait is None else self._look_ahead(ticket.tokens, max(ahead, 0))
         try:
+            with self._lock:
+                due = self._serve()
+                ahead = self._queue.ahead(ticket.turn) - 1
+                known_wait = 0.0 if max_wait is None else self._least_wait(ticket.tokens, max(ahead, 0))
             if self._returned:
                 self._take_back()
             waited = 0.0
@@ -293,10 +297,16 @@ class RateLimit:
         """Note how long a call took, where that decides on how many may be under way."""
         if not self._measures or ticket.sent is None:
             return
-        with self._lock:
+        # As in _take_back(), the garbage collector may be here while its thread has the lock. One answer less to look
+        # at is no loss.
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
             before = self._response_times.limit
             has_moved = self._response_times.observe(now() - ticket.sent.at)
             limit = self._response_times.limit
+        finally:
+            self._lock.release()
         self._take_back()
         if has_moved:
             self._tell([Correction("latency", requests=limit, relaxes=limit > before)])
@@ -375,9 +385,13 @@ class RateLimit:
         with self._lock:
             due = self._serve()
             if due is not None and ticket.sent is None:
-                due = self._look_ahead(ticket.tokens, self._queue.index(ticket))
+                due = self._least_wait(ticket.tokens, self._queue.index(ticket))
         self._take_back()
         return due
+
+    def _least_wait(self, tokens: int, ahead: int) -> float:
+        """As _look_ahead(), in a time that does not grow with the queue."""
+        return self._look_ahead(tokens, min(ahead, _MOST_LOOKED_AT))
 
     def _look_ahead(self, tokens: int, ahead: int) -> float:
         """Seconds until a call with so many ahead of it is served, if slots were free: it takes no less."""

@@ -62,11 +62,14 @@ class RetryBudget:
             newest.calls += 1
             self._calls += 1
 
-    def forget_call(self) -> None:
+    def forget_call(self, counted_at: float) -> None:
         """Take back a call that was refused here: calls that are never sent would make room for retries that are."""
         with self._lock:
-            self._turn_to(int(now())).calls -= 1
-            self._calls -= 1
+            for counted in self._seconds:
+                # it may have waited for longer than the window, or since before a reset
+                if counted.second == int(counted_at) and counted.calls:
+                    counted.calls -= 1
+                    self._calls -= 1
 
     def take(self, share: float, at_least: float) -> bool:
         """Whether there is a retry left, of a share of the calls but at least of so many; it is taken."""

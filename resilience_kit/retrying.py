@@ -86,7 +86,7 @@ class RetryLoop(Repeater):
             return await attempt(call)
         except Exception as error:
             if budget is not None and isinstance(error, ResilienceError):
-                budget.forget_call()
+                budget.forget_call(started)
             reason = self.reason(error)
             if reason is None:
                 raise

@@ -1,7 +1,7 @@
 """Arguments of the decorators, checked when a function is decorated: the message says what to write instead."""
 
 import inspect
-import math
+import sys
 from typing import Any, TypeGuard
 
 from resilience_kit.errors import ConfigurationError
@@ -27,8 +27,9 @@ def check_callable(decorator: str, function: Any) -> None:
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether a value is a finite number; True and False are not."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
+    """Whether a value is a finite number, with which seconds can be computed; True and False are not."""
+    # an int may be larger than any float, and fail where it meets one
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def check_numbers(

@@ -17,6 +17,7 @@ from resilience_kit import (
     retry_on_429,
     token_budget,
 )
+from resilience_kit.rate_limits import rate_limits
 from resilience_kit.testing import disabled, no_waiting
 
 pytestmark = pytest.mark.looptime
@@ -350,6 +351,21 @@ def test_a_dropped_generator_gives_its_slot_back(slots_taken):
     del stream
     gc.collect()
 
+    assert slots_taken("letters") == 0
+
+
+@pytest.mark.parametrize("adaptive", [True, "latency"])
+def test_a_generator_that_the_garbage_collector_drops_where_its_thread_has_the_lock_gives_its_slot_back(
+    slots_taken, adaptive
+):
+    stream = rate_limited("letters", adaptive=adaptive, **UNPACED)(echo)()
+    next(stream)
+    limit = rate_limits.items()["letters"]
+    with limit._lock:
+        del stream
+        gc.collect()
+
+    assert limit.statistics().in_flight == 1  # it was in no position to wait for the lock: the next one takes it back
     assert slots_taken("letters") == 0
 
 

@@ -33,8 +33,8 @@ def listen():
     """Subscribe for as long as the test runs."""
     stops = []
 
-    def listen(listener):
-        stops.append(subscribe(listener))
+    def listen(listener, **options):
+        stops.append(subscribe(listener, **options))
         return stops[-1]
 
     yield listen
@@ -354,6 +354,17 @@ def test_a_listener_that_wants_no_events_of_a_type_may_get_those_that_are_made_f
     ask()
     stop()
     assert heard == all_heard == [Admitted(name="default", waited=0.0, tokens=heard[0].tokens)]
+
+
+@pytest.mark.parametrize("is_heard", [True, False], ids=["heard", "unheard"])
+def test_one_that_cannot_say_what_it_wants_does_not_fail_the_call_and_hears_nothing(listen, caplog, is_heard):
+    heard = []
+    if is_heard:
+        listen(heard.append)
+    listen(refuse_to_listen, wants=refuse_to_listen)
+    assert resilient("chat", agent="MathAgent", min_interval=0)(lambda prompt: "four")("2 + 2?") == "four"
+    assert [type(event) for event in heard] == [Admitted, events.BudgetSettled] * is_heard
+    assert "listener 'refuse_to_listen' raised RuntimeError on BudgetSettled" in caplog.messages
 
 
 def test_a_tally_gets_the_fields_of_what_is_told_and_no_record():

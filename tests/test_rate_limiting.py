@@ -20,6 +20,7 @@ from resilience_kit import (
     subscribe,
 )
 from resilience_kit.events import QuotaRelaxed, QuotaTightened, Waiting, WaitRefused
+from resilience_kit.quota_ledger import WindowLedger
 from resilience_kit.testing import no_waiting
 from resilience_kit.waiting import TaskWaiter
 
@@ -258,6 +259,38 @@ async def test_max_wait_knows_of_those_ahead_in_the_queue():
         with pytest.raises(RateLimitTimeoutError) as refused:
             await hasty()
         assert refused.value.retry_after == pytest.approx(120)
+
+
+async def test_max_wait_looks_at_no_more_calls_the_longer_the_queue_is(monkeypatch):
+    ask = rate_limited("chat", max_concurrent=1, min_interval=0, requests_per_minute=100_000)(Recorder(seconds=1))
+    hasty = rate_limited("chat", max_wait=5)(Recorder())
+    waiting = [asyncio.create_task(ask()) for _ in range(2_000)]
+    await asyncio.sleep(0.5)
+    looks = []
+    fits = WindowLedger.seconds_until_fits
+    monkeypatch.setattr(WindowLedger, "seconds_until_fits", lambda *of: looks.append(of) or fits(*of))
+    with pytest.raises(RateLimitTimeoutError, match="no slot was free"):
+        await hasty()
+    for task in waiting:
+        task.cancel()
+
+    assert 500 < len(looks) < 600
+
+
+def test_an_interrupt_while_a_thread_looks_ahead_leaves_nobody_in_the_queue(monkeypatch):
+    def interrupt(*_arguments):
+        raise KeyboardInterrupt
+
+    @rate_limited("chat", requests_per_minute=6, max_wait=100, **UNPACED)
+    def ask():
+        return "four"
+
+    ask()
+    monkeypatch.setattr(WindowLedger, "copy", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        ask()
+
+    assert limit()["waiting"] == 0
 
 
 async def test_max_wait_ends_a_wait_for_a_slot_that_nobody_gives_back():
@@ -742,6 +775,8 @@ def test_a_head_of_the_queue_whose_loop_stands_still_holds_nobody_up():
         {"tokens": -1},
         {"tokens": "many"},
         {"priority": "high"},
+        {"priority": None},
+        {"priority": 10**400},
         {"max_wait": -1},
         {"adaptive": "ceiling"},
         {"adaptive": ["floor"]},

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from resilience_kit import (
+    RateLimitTimeoutError,
     explain,
     get_all_resilience_stats,
     reset_all,
@@ -209,6 +210,28 @@ async def test_calls_that_an_open_circuit_refuses_allow_no_retries():
     await outcomes_of(ask, 1_000)
 
     assert window()["calls_in_window"] == 1
+
+
+async def test_a_call_that_was_refused_after_a_longer_wait_than_the_window_is_not_taken_back_twice():
+    ask = resilient("chat", **{**UNPACED, "max_concurrent": 1}, max_wait=70)(asyncio.sleep)
+    holder = asyncio.create_task(ask(100))
+    assert isinstance(*await outcomes_of(lambda: ask(1), 1), RateLimitTimeoutError)
+    await holder
+
+    assert window()["calls_in_window"] == 0
+
+
+async def test_a_call_that_was_refused_after_a_reset_takes_back_none_of_the_calls_since():
+    ask = resilient("chat", **{**UNPACED, "max_concurrent": 1}, max_wait=5)(asyncio.sleep)
+    calls = asyncio.gather(ask(10), ask(10), return_exceptions=True)
+    await asyncio.sleep(1)
+    reset_all()
+    await asyncio.sleep(1)
+    late = asyncio.create_task(outcomes_of(lambda: ask(1), 1))
+    await calls
+    await late
+
+    assert window()["calls_in_window"] == 0
 
 
 async def test_the_window_takes_no_more_room_for_many_calls_than_a_minute_has_seconds():

@@ -149,9 +149,12 @@ class WindowLedger:
 
     def give_back(self, sent: Sent) -> None:
         """Count a request no more: it was not sent."""
-        if sent in self._sent:
-            self._sent.remove(sent)
-            self._tokens_in_window -= sent.tokens
+        # from the newest on: that it was not sent is known soon
+        for place, other in enumerate(reversed(self._sent), 1):
+            if other == sent:
+                del self._sent[-place]
+                self._tokens_in_window -= sent.tokens
+                return
 
     def answered(self, advice: ServerAdvice, sent: Sent, now: float) -> None:
         """Count what the server knows and the ledger does not."""
@@ -271,9 +274,10 @@ class WindowLedger:
 
     def _forget_old(self, now: float) -> None:
         # The sum is made in the order in which _fits_at makes it, so that what is told to fit then does.
-        margin = self._lessons.margin_of(self._period)
-        while self._sent and self._sent[0].at + self._period + margin <= now:
-            sent = self._sent.popleft()
+        sent_requests, period = self._sent, self._period
+        margin = self._lessons.margin_of(period) if self._lessons.margin else 0.0
+        while sent_requests and sent_requests[0].at + period + margin <= now:
+            sent = sent_requests.popleft()
             self._tokens_in_window -= sent.tokens
             self._refused_in_window -= sent.is_refused
             self._left.append(sent)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
-from resilience_kit.errors import ConfigurationError, ResilienceError
-from resilience_kit.layers import Call, Guard, Layer, Parameters, Passage, Repeater, name_of
+from resilience_kit.errors import ConfigurationError
+from resilience_kit.layers import FAILED, Call, Guard, Layer, Parameters, Run, Stack, name_of
 from resilience_kit.registry import mode
 from resilience_kit.returned_streams import Stay, held, is_carrier
 from resilience_kit.stack_order import warn_of_problems
@@ -83,11 +83,8 @@ def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
     )
 
 
-_Run = Callable[[Call], Coroutine[Any, Any, Any]]
-
-
-def _run_function(function: Callable[..., Any]) -> _Run:
-    async def run(call: Call) -> Any:
+def _run_function(function: Callable[..., Any]) -> Run:
+    def run(call: Call) -> Any:
         call.is_sent = True
         try:
             result = function(*call.args, **call.kwargs)
@@ -104,7 +101,7 @@ def _run_function(function: Callable[..., Any]) -> _Run:
     return run
 
 
-def _run_coroutine_function(function: Callable[..., Any]) -> _Run:
+def _run_coroutine_function(function: Callable[..., Any]) -> Run:
     async def run(call: Call) -> Any:
         call.is_sent = True
         result = function(*call.args, **call.kwargs)
@@ -114,8 +111,8 @@ def _run_coroutine_function(function: Callable[..., Any]) -> _Run:
     return run
 
 
-def _run_generator_function(function: Callable[..., Any]) -> _Run:
-    async def run(call: Call) -> _Stream:
+def _run_generator_function(function: Callable[..., Any]) -> Run:
+    def run(call: Call) -> _Stream:
         call.is_sent = True
         generator = function(*call.args, **call.kwargs)
         if not isinstance(generator, Generator):
@@ -128,7 +125,7 @@ def _run_generator_function(function: Callable[..., Any]) -> _Run:
     return run
 
 
-def _run_async_generator_function(function: Callable[..., Any]) -> _Run:
+def _run_async_generator_function(function: Callable[..., Any]) -> Run:
     async def run(call: Call) -> _Stream:
         call.is_sent = True
         generator = function(*call.args, **call.kwargs)
@@ -160,47 +157,26 @@ def _no_generator(function: Callable[..., Any], returned: object) -> Configurati
     )
 
 
-def _run_guard(guard: Guard, beneath: _Run, run_substitute: Callable[[Callable[..., Any]], _Run]) -> _Run:
-    async def run(call: Call) -> Any:
-        try:
-            entered: Any = guard.enter(call)
-            passage: Passage = await entered if isinstance(entered, CoroutineType) else entered
-            above = call.passages
-            call.passages = (*above, passage)
-            try:
-                result = await beneath(call)
-            except BaseException as error:
-                passage.leave(None, error)
-                raise
-            finally:
-                call.passages = above
-        except ResilienceError as refusal:
-            substitute = guard.substitute(refusal)
-            if substitute is None:
-                raise
-            return await run_substitute(substitute)(call)
-        if isinstance(result, Stay):
-            result.add(passage)
-        else:
-            passage.leave(result, None)
+def _run_in_thread(stack: Stack, call: Call) -> Any:
+    """Do what `Stack.run()` does, without a coroutine as long as nothing waits or fails."""
+    try:
+        waiting = stack.enter(call)
+        if waiting is not None:
+            run_blocking(waiting)
+        return stack.leave(call, stack.function(call))
+    except BaseException as error:
+        result = run_blocking(stack.fail(call, error))
+        if result is FAILED:
+            raise
         return result
 
-    return run
 
-
-def _run_repeater(repeater: Repeater, beneath: _Run) -> _Run:
-    def run(call: Call) -> Coroutine[Any, Any, Any]:
-        return repeater.run(call, beneath)
-
-    return run
-
-
-def _wrap_function(function: Callable[..., Any], run: _Run, parameters: Parameters) -> Callable[..., Any]:
+def _wrap_function(function: Callable[..., Any], stack: Stack, parameters: Parameters) -> Callable[..., Any]:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         if mode.disabled:
             return function(*args, **kwargs)
         try:
-            result = run_blocking(run(Call(args, kwargs, parameters, _THREAD)))
+            result = _run_in_thread(stack, Call(args, kwargs, parameters, _THREAD))
         except _StoppedError as stopped:
             raise stopped.stop from stopped.stop.__cause__
         return result.hand_over() if isinstance(result, Stay) else result
@@ -208,21 +184,21 @@ def _wrap_function(function: Callable[..., Any], run: _Run, parameters: Paramete
     return wrapper
 
 
-def _wrap_coroutine_function(function: Callable[..., Any], run: _Run, parameters: Parameters) -> Callable[..., Any]:
+def _wrap_coroutine_function(function: Callable[..., Any], stack: Stack, parameters: Parameters) -> Callable[..., Any]:
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
         if mode.disabled:
             return await function(*args, **kwargs)
-        result = await run(Call(args, kwargs, parameters, _TASK))
+        result = await stack.run(Call(args, kwargs, parameters, _TASK))
         return result.hand_over() if isinstance(result, Stay) else result
 
     return wrapper
 
 
-def _wrap_generator_function(function: Callable[..., Any], run: _Run, parameters: Parameters) -> Callable[..., Any]:
+def _wrap_generator_function(function: Callable[..., Any], stack: Stack, parameters: Parameters) -> Callable[..., Any]:
     def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         if mode.disabled:
             return (yield from function(*args, **kwargs))
-        return (yield from _relay(run_blocking(run(Call(args, kwargs, parameters, _THREAD)))))
+        return (yield from _relay(_run_in_thread(stack, Call(args, kwargs, parameters, _THREAD))))
 
     return wrapper
 
@@ -259,11 +235,11 @@ def _relay(stream: _Stream) -> Generator[Any, Any, Any]:
 
 
 def _wrap_async_generator_function(
-    function: Callable[..., Any], run: _Run, parameters: Parameters
+    function: Callable[..., Any], stack: Stack, parameters: Parameters
 ) -> Callable[..., Any]:
     async def start(*args: Any, **kwargs: Any) -> Any:
         call = Call(args, kwargs, parameters, _TASK)
-        return await (_run_async_generator_function(function)(call) if mode.disabled else run(call))
+        return await (_run_async_generator_function(function)(call) if mode.disabled else stack.run(call))
 
     return _relay_later(start)
 
@@ -304,8 +280,8 @@ def _relay_later(start: Callable[..., Coroutine[Any, Any, _Stream]]) -> Callable
 class _Kind:
     """How one kind of function is run to its result, or to its first item, and how it is wrapped."""
 
-    run: Callable[[Callable[..., Any]], _Run]
-    wrap: Callable[[Callable[..., Any], _Run, Parameters], Callable[..., Any]]
+    run: Callable[[Callable[..., Any]], Run]
+    wrap: Callable[[Callable[..., Any], Stack, Parameters], Callable[..., Any]]
 
 
 _FUNCTION = _Kind(_run_function, _wrap_function)
@@ -329,36 +305,34 @@ def _kind_of(function: Callable[..., Any]) -> _Kind:
 
 @dataclass(frozen=True, slots=True)
 class _Stacked:
-    """What a wrapper of the kit's carries: its layer, and how to run it and all beneath it for a call."""
+    """What a wrapper of the kit's carries: its layer, and the stack of which it is the outermost."""
 
     wrapper: Callable[..., Any]
     layer: Layer
-    run: _Run
+    stack: Stack
 
 
-def _decorate(function: Any, layer: Layer, around: Callable[[_Kind, _Run], _Run]) -> Any:
+def guarded(function: Callable[P, R], layer: Guard) -> Callable[P, R]:
+    """Put a layer around a function of any kind."""
+    return cast("Callable[P, R]", _decorate(function, layer))
+
+
+def _decorate(function: Any, layer: Guard) -> Any:
     if isinstance(function, (staticmethod, classmethod)):
-        return type(function)(_decorate(function.__func__, layer, around))
+        return type(function)(_decorate(function.__func__, layer))
     kind = _kind_of(function)
     stacked = getattr(function, _STACKED, None)
     # One wrapper runs the whole stack with one Call. A decorator of somebody else's in between, to which
     # functools.wraps copied the attribute, is called like any function.
-    beneath = stacked.run if stacked is not None and stacked.wrapper is function else kind.run(function)
-    run = around(kind, beneath)
-    wrapper = functools.wraps(function)(kind.wrap(function, run, Parameters.of(function)))
-    setattr(wrapper, _STACKED, _Stacked(wrapper, layer, run))
+    if stacked is None or stacked.wrapper is not function:
+        beneath = Stack((), kind.run(function), kind.run)
+    else:
+        beneath = stacked.stack
+    stack = beneath.within(layer)
+    wrapper = functools.wraps(function)(kind.wrap(function, stack, Parameters.of(function)))
+    setattr(wrapper, _STACKED, _Stacked(wrapper, layer, stack))
     warn_of_problems(stacked_layers(wrapper), function)
     return wrapper
-
-
-def guarded(function: Callable[P, R], guard: Guard) -> Callable[P, R]:
-    """Put a guard around a function of any kind."""
-    return cast("Callable[P, R]", _decorate(function, guard, lambda kind, run: _run_guard(guard, run, kind.run)))
-
-
-def repeated(function: Callable[P, R], repeater: Repeater) -> Callable[P, R]:
-    """Put a repeater around a function of any kind."""
-    return cast("Callable[P, R]", _decorate(function, repeater, lambda _kind, run: _run_repeater(repeater, run)))
 
 
 def stacked_layers(function: Any) -> list[Layer]:

@@ -6,11 +6,11 @@ fail a call: what it raises is logged and dropped. No record holds anything of t
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,16 +171,16 @@ Listener = Callable[[Event], object]
 Tally = Callable[[type[Event], str, tuple[Any, ...]], object]
 
 
-class _Subscription(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class _Subscription:
     listener: Listener
     wants: Callable[[type[Event]], bool] | None
     tally: Tally | None
 
 
 _log = logging.getLogger(__name__)
-# Replaced, never changed: emit() may be walking it in another thread. Keyed by subscription, since one listener may
-# have several.
-_listeners: dict[object, _Subscription] = {}
+# Replaced, never changed: emit() may be walking it in another thread.
+_listeners: tuple[_Subscription, ...] = ()
 _lock = threading.Lock()
 _sole_listener: ContextVar[tuple[_Subscription] | None] = ContextVar("resilience_kit_sole_listener", default=None)
 
@@ -205,15 +205,15 @@ def subscribe(
         >>> stop = subscribe(lambda event: print(event) if isinstance(event, Retrying) else None)
         >>> stop()
     """
-    global _listeners  # noqa: PLW0603 - the one place where listeners are kept, replaced as a whole
-    key = object()
+    global _listeners  # noqa: PLW0603 - the one place where they are kept, replaced as a whole
+    subscription = _Subscription(listener, wants, tally)
     with _lock:
-        _listeners = {**_listeners, key: _Subscription(listener, wants, tally)}
+        _listeners = (*_listeners, subscription)
 
     def unsubscribe() -> None:
         global _listeners  # noqa: PLW0603 - see above
         with _lock:
-            _listeners = {other: kept for other, kept in _listeners.items() if other is not key}
+            _listeners = tuple(other for other in _listeners if other is not subscription)
 
     return unsubscribe
 
@@ -230,28 +230,30 @@ def heard_only_by(listener: Listener) -> Iterator[None]:
 
 def emit(event: Event) -> None:
     """Deliver an event to all listeners."""
-    for listener, _, _ in _subscriptions():
-        _deliver(event, listener)
+    for subscription in _sole_listener.get() or _listeners:
+        _deliver(event, subscription.listener)
 
 
 def tell(kind: type[Event], name: str, values: tuple[Any, ...]) -> None:
     """Emit an event that happens in every call, from its fields: its record is made only if somebody wants it."""
     event: Event | None = None
-    for listener, wants, tally in _subscriptions():
-        if tally is not None:
-            tally(kind, name, values)
-        elif wants is None or _is_wanted(kind, listener, wants):
+    for subscription in _sole_listener.get() or _listeners:
+        if subscription.tally is not None:
+            subscription.tally(kind, name, values)
+        elif subscription.wants is None or _is_wanted(kind, subscription.listener, subscription.wants):
             if event is None:
                 names = [field.name for field in fields(kind)]
                 event = kind(**dict(zip(names, (name, *values), strict=True)))
-            _deliver(event, listener)
+            _deliver(event, subscription.listener)
 
 
 def is_heard(kind: type[Event]) -> bool:
     """Whether somebody wants a record of what happens in every call, and not only to count it."""
     # any() would make a generator, in every call
-    for listener, wants, tally in _subscriptions():
-        if tally is None and (wants is None or _is_wanted(kind, listener, wants)):
+    for subscription in _sole_listener.get() or _listeners:
+        if subscription.tally is None and (
+            subscription.wants is None or _is_wanted(kind, subscription.listener, subscription.wants)
+        ):
             return True
     return False
 
@@ -262,10 +264,6 @@ def _is_wanted(kind: type[Event], listener: Listener, wants: Callable[[type[Even
     except Exception as error:  # noqa: BLE001 - as what a listener raises, it must not fail the call
         _warn_of(error, kind, listener)
         return False
-
-
-def _subscriptions() -> Iterable[_Subscription]:
-    return _sole_listener.get() or _listeners.values()
 
 
 def _deliver(event: Event, listener: Listener) -> None:

@@ -1,22 +1,25 @@
 """What a layer is, and what it is given: a call with its arguments, and a way to wait.
 
-There are two shapes of layer. A `Guard` is entered before a call and left after it: what it holds lasts until the
-result is there or, for a generator, until the stream is read, closed, broken or dropped. A `Repeater` runs the call
-as often as it sees fit; a generator counts as run when its first item is out.
+A `Guard` is entered before a call and left after it: what it holds lasts until the result is there or, for a
+generator, until the stream is read, closed, broken or dropped. A `Repeater` is a guard that may run what is beneath it
+again when it has failed; a generator counts as run when its first item is out. A `Stack` takes calls through them.
 """
 
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, TypeVar
+from types import CoroutineType
+from typing import Any, ClassVar, Protocol
 
+from resilience_kit.errors import ResilienceError
 from resilience_kit.registry import Value
+from resilience_kit.returned_streams import Stay
 from resilience_kit.waiting import Waiting
 
-T = TypeVar("T")
-
 _MISSING = object()
+# In place of the result of a call that has none.
+FAILED = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +61,22 @@ class Parameters:
 class Call:
     """One call of a decorated function: its arguments, and how it waits."""
 
-    __slots__ = ("args", "is_sent", "kwargs", "parameters", "passages", "waiting")
+    __slots__ = ("args", "entered", "is_sent", "kwargs", "parameters", "waiting")
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], parameters: Parameters, waiting: Waiting) -> None:
         self.args = args
         self.kwargs = kwargs
         self.parameters = parameters
         self.waiting = waiting
-        # of the guards that it has gone through by now, the outermost first
-        self.passages: tuple[Passage, ...] = ()
+        # its stays in the layers that it has gone through by now, the outermost first
+        self.entered: list[Passage] = []
         # whether the function has been called since somebody last said that it was not
         self.is_sent = False
+
+    @property
+    def passages(self) -> "list[Passage]":
+        """Its stays in guards: those in repeaters say nothing of whether it may be sent."""
+        return [passage for passage in self.entered if not isinstance(passage, Attempts)]
 
     def recheck(self) -> None:
         """Ask the guards further out, after a wait, whether the call may still be sent."""
@@ -141,12 +149,135 @@ class Guard(Layer, Protocol):
         return None
 
 
-class Repeater(Layer, Protocol):
-    """A layer that runs a call as often as it sees fit."""
+Attempt = Callable[[Call], Coroutine[Any, Any, Any]]
 
-    async def run(self, call: Call, attempt: Callable[[Call], Awaitable[T]], /) -> T:
-        """Run the attempts, and return the result of the one that counts."""
+
+class Attempts(Passage):
+    """One call's stay in a repeater: nothing, unless the first attempt fails."""
+
+    __slots__ = ()
+
+    def leave(self, result: Any, error: BaseException | None, /) -> None:
+        """End the stay."""
+        return
+
+    def repeat(self, call: Call, error: BaseException, attempt: "Attempt", /) -> Coroutine[Any, Any, Any] | None:
+        """What runs the call again after its first attempt failed, to the result that counts; None if nothing does."""
+        return None
+
+
+class Repeater(Guard, Protocol):
+    """A guard that may run a call more than once."""
+
+    def enter(self, call: Call, /) -> Attempts:
+        """Let the call in to its first attempt."""
         ...
+
+
+# Runs a call of a sync function; of an async one, it returns a coroutine that does.
+Run = Callable[[Call], Any]
+
+
+class Stack:
+    """The layers around a function, the outermost first, and how a call goes down through them and comes back up.
+
+    Args:
+        layers: Are entered in this order, and left in the other.
+        function: The function as the layers run it.
+        run_substitute: Makes the same of a function that is called in place of it.
+    """
+
+    __slots__ = ("_layers", "_run_substitute", "function")
+
+    def __init__(
+        self, layers: tuple[Guard, ...], function: Run, run_substitute: Callable[[Callable[..., Any]], Run]
+    ) -> None:
+        self._layers = layers
+        self.function = function
+        self._run_substitute = run_substitute
+
+    def within(self, layer: Guard) -> "Stack":
+        """The same with one more layer around it."""
+        return Stack((layer, *self._layers), self.function, self._run_substitute)
+
+    async def run(self, call: Call) -> Any:
+        """Take a call through the layers that are still before it, and back up from there."""
+        depth = len(call.entered)
+        try:
+            waiting = self.enter(call)
+            if waiting is not None:
+                await waiting
+            result = self.function(call)
+            return self.leave(call, await result if isinstance(result, CoroutineType) else result, depth)
+        except BaseException as error:
+            result = await self.fail(call, error, depth)
+            if result is FAILED:
+                raise
+            return result
+
+    def enter(self, call: Call) -> Coroutine[Any, Any, None] | None:
+        """Enter the layers that are still before a call; what is returned has to be awaited: one of them waits."""
+        entered = call.entered
+        for layer in self._layers[len(entered) :]:
+            passage: Any = layer.enter(call)
+            if isinstance(passage, CoroutineType):
+                return self._enter_later(call, passage)
+            entered.append(passage)
+        return None
+
+    async def _enter_later(self, call: Call, passage: Coroutine[Any, Any, Passage]) -> None:
+        call.entered.append(await passage)
+        waiting = self.enter(call)
+        if waiting is not None:
+            await waiting
+
+    def leave(self, call: Call, result: Any, depth: int = 0) -> Any:
+        """Leave the layers down to a depth with a result, the innermost first; a stream takes their passages along."""
+        entered = call.entered
+        if isinstance(result, Stay):
+            while len(entered) > depth:
+                result.add(entered.pop())
+        else:
+            while len(entered) > depth:
+                entered.pop().leave(result, None)
+        return result
+
+    async def fail(self, call: Call, error: BaseException, depth: int = 0) -> Any:
+        """Leave them with an error until one makes a result of it: FAILED if none does, and the error stays."""
+        latest = error
+        for position in range(min(len(call.entered), len(self._layers) - 1), depth - 1, -1):
+            try:
+                result = await self._rescued(call, position, latest)
+                if result is not FAILED:
+                    return self.leave(call, result, depth)
+            except BaseException as other:  # noqa: BLE001 - handed to the next layer out, and raised after the last
+                latest = other
+        if latest is error:
+            return FAILED
+        try:
+            raise latest
+        finally:
+            # its traceback has this frame, and they would keep each other alive
+            del latest
+
+    async def _rescued(self, call: Call, position: int, error: BaseException) -> Any:
+        """What one layer makes of an error from beneath it, or of its own refusal; FAILED if it is nothing."""
+        if position < len(call.entered):
+            passage = call.entered[position]
+            try:
+                if isinstance(passage, Attempts):
+                    repeated = passage.repeat(call, error, self.run)
+                    if repeated is not None:
+                        return await repeated
+                passage.leave(None, error)
+            finally:
+                call.entered.pop()
+        if isinstance(error, ResilienceError):
+            substitute = self._layers[position].substitute(error)
+            if substitute is not None:
+                result = self._run_substitute(substitute)(call)
+                return await result if isinstance(result, CoroutineType) else result
+        return FAILED
 
 
 def name_of(function: Any) -> str:

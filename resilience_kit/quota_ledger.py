@@ -294,9 +294,10 @@ class WindowLedger:
 
     def _forget_old(self, now: float) -> None:
         # The sum is made in the order in which _fits_at makes it, so that what is told to fit then does.
-        margin = self._lessons.margin_of(self._period)
-        while self._sent and self._sent[0].at + self._period + margin <= now:
-            sent = self._sent.popleft()
+        sent_requests, period = self._sent, self._period
+        margin = self._lessons.margin_of(period) if self._lessons.margin else 0.0
+        while sent_requests and sent_requests[0].at + period + margin <= now:
+            sent = sent_requests.popleft()
             self._tokens_in_window -= sent.tokens
             self._refused_in_window -= sent.is_refused
             self._left.append(sent)

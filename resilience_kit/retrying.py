@@ -5,7 +5,7 @@ its attempt 1: tenacity 9.2.1 costs some 35 µs a call when nothing fails. Its d
 generators, and its statistics are shared by concurrent calls.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, ParamSpec, TypeVar, overload
 
@@ -14,7 +14,7 @@ import tenacity
 from resilience_kit import decorating
 from resilience_kit.errors import ConfigurationError, ResilienceError
 from resilience_kit.events import RetriesExhausted, RetriesRecovered, Retrying, emit
-from resilience_kit.layers import Call, Repeater, name_of
+from resilience_kit.layers import Attempt, Attempts, Call, Repeater, name_of
 from resilience_kit.registry import Value, effective, mode
 from resilience_kit.retry_budgets import FEWEST_RETRIES, NothingDeclared, RetryBudget, retry_budgets
 from resilience_kit.server_advice import (
@@ -29,7 +29,6 @@ from resilience_kit.waiting import now
 
 P = ParamSpec("P")
 R = TypeVar("R")
-T = TypeVar("T")
 
 LONGEST_RETRY_AFTER = 120.0
 
@@ -74,47 +73,13 @@ class RetryLoop(Repeater):
         self._defaults = defaults
         self._values: tuple[object, dict[str, Any]] | None = None
 
-    async def run(self, call: Call, attempt: Callable[[Call], Awaitable[T]], /) -> T:
-        """Run the call, and again while it fails with what is retried."""
-        values = self.values()
-        started = now()
-        budget = None
-        if self.configuration.retry_budget is not None:
+    def enter(self, call: Call, /) -> Attempts:
+        """Count the call; its first attempt costs no more."""
+        values, started, budget = self.values(), now(), None
+        if values["retry_budget"] is not None:
             budget = retry_budgets.get(self.name, _NOTHING)
             budget.count_call(started)
-        try:
-            return await attempt(call)
-        except Exception as error:
-            if budget is not None and isinstance(error, ResilienceError):
-                budget.forget_call(started)
-            reason = self.reason(error)
-            if reason is None:
-                raise
-            failed: Exception | None = error
-
-        async def next_attempt() -> T:
-            nonlocal failed
-            if failed is not None:
-                error, failed = failed, None
-                raise error
-            return await attempt(call)
-
-        story = _Story(self, values, budget, started, reason)
-        controller = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(story.is_retried),
-            wait=story.wait,
-            stop=story.stop,
-            before_sleep=story.tell,
-            sleep=call.waiting.sleep,
-            reraise=True,
-        )
-        try:
-            result: T = await controller(next_attempt)
-        except Exception as error:
-            story.give_up(error)
-            raise
-        emit(RetriesRecovered(name=self.name, attempts=story.attempts + 1))
-        return result
+        return _Attempts(self, values, budget, started)
 
     def values(self) -> dict[str, Any]:
         """The effective values, read at a call's start: a bad setting stops the first one, not the first that fails."""
@@ -151,6 +116,50 @@ class RetryLoop(Repeater):
                 is_default = value == getattr(self._defaults, field.name)
                 values[field.name] = Value(value, "default" if is_default else "argument")
         return values
+
+
+class _Attempts(Attempts):
+    """The attempts of one call: nothing more than notes, unless the first one fails."""
+
+    __slots__ = ("_budget", "_loop", "_started", "_values")
+
+    def __init__(self, loop: RetryLoop, values: dict[str, Any], budget: RetryBudget | None, started: float) -> None:
+        self._loop = loop
+        self._values = values
+        self._budget = budget
+        self._started = started
+
+    def repeat(self, call: Call, error: BaseException, attempt: Attempt, /) -> Coroutine[Any, Any, Any] | None:
+        if self._budget is not None and isinstance(error, ResilienceError):
+            self._budget.forget_call(self._started)
+        reason = self._loop.reason(error)
+        if reason is None:
+            return None
+        return self._repeat(call, error, attempt, _Story(self._loop, self._values, self._budget, self._started, reason))
+
+    async def _repeat(self, call: Call, failed: BaseException | None, attempt: Attempt, story: "_Story") -> Any:
+        async def next_attempt() -> Any:
+            nonlocal failed
+            if failed is not None:
+                error, failed = failed, None
+                raise error
+            return await attempt(call)
+
+        controller = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception(story.is_retried),
+            wait=story.wait,
+            stop=story.stop,
+            before_sleep=story.tell,
+            sleep=call.waiting.sleep,
+            reraise=True,
+        )
+        try:
+            result: Any = await controller(next_attempt)
+        except Exception as error:
+            story.give_up(error)
+            raise
+        emit(RetriesRecovered(name=self._loop.name, attempts=story.attempts + 1))
+        return result
 
 
 class _Story:
@@ -359,6 +368,6 @@ def retried(given: RetryConfiguration, defaults: RetryConfiguration = BARE) -> d
 
     def decorate(function: Callable[P, R], /) -> Callable[P, R]:
         check_callable("retry_on_429", function)
-        return decorating.repeated(function, RetryLoop(name_of(function), given, defaults))
+        return decorating.guarded(function, RetryLoop(name_of(function), given, defaults))
 
     return decorate

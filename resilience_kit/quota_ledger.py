@@ -8,8 +8,9 @@ What the server says beyond that is `quota_lessons`'.
 
 import math
 from collections import deque
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from resilience_kit.quota_lessons import FINE_WINDOWS, RULES, SHORT_WINDOWS, Correction, Lessons, Seen
 from resilience_kit.server_advice import ServerAdvice
@@ -22,7 +23,8 @@ _MOST_AT_THE_EDGE = 1_024
 _OVERTAKING = 1 / 600
 
 
-class Sent(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Sent:
     """A request in the ledger: when it was sent, its tokens, and what was in the window then, itself included."""
 
     at: float
@@ -151,7 +153,7 @@ class WindowLedger:
         """Count a request no more: it was not sent."""
         # from the newest on: that it was not sent is known soon
         for place, other in enumerate(reversed(self._sent), 1):
-            if other == sent:
+            if other is sent:
                 del self._sent[-place]
                 self._tokens_in_window -= sent.tokens
                 return
@@ -171,7 +173,7 @@ class WindowLedger:
         """Learn from the refusal of a request. It counts as a request, but for no tokens: none were taken."""
         self._forget_old(now)
         if advice.exhausted is not None and sent in self._sent:
-            self._sent[self._sent.index(sent)] = sent._replace(tokens=0, is_refused=True)
+            self._sent[self._sent.index(sent)] = replace(sent, tokens=0, is_refused=True)
             self._tokens_in_window -= sent.tokens
             self._refused_in_window += 1
         self._lessons.refused(advice, self._seen_around(sent), now)
@@ -182,7 +184,7 @@ class WindowLedger:
         return news
 
     def _seen_around(self, refused: Sent) -> Seen:
-        admitted = [sent for sent in chain(self._left, self._sent) if not sent.is_refused and sent != refused]
+        admitted = [sent for sent in chain(self._left, self._sent) if not sent.is_refused and sent is not refused]
         edge = _EDGE * self._period
 
         def since(seconds: float) -> list[Sent]:

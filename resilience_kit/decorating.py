@@ -96,19 +96,23 @@ def _run_function(function: Callable[..., Any]) -> Run:
                 f"{name_of(function)} is not async, but returned a coroutine, which would run outside of its "
                 "decorators: make it async def and await the call in it"
             )
-        return _held(result)
+        return result
 
     return run
 
 
 def _run_coroutine_function(function: Callable[..., Any]) -> Run:
-    async def run(call: Call) -> Any:
+    def run(call: Call) -> Any:
         call.is_sent = True
         result = function(*call.args, **call.kwargs)
-        # a fallback, or what a plain wrapper around a coroutine function returns, need not be awaitable
-        return _held(await result if isinstance(result, CoroutineType) or inspect.isawaitable(result) else result)
+        return result if isinstance(result, CoroutineType) else _awaited(result)
 
     return run
+
+
+async def _awaited(result: Any) -> Any:
+    """What a fallback returned, or a plain wrapper around a coroutine function: it need not be awaitable."""
+    return await result if inspect.isawaitable(result) else result
 
 
 def _run_generator_function(function: Callable[..., Any]) -> Run:
@@ -325,7 +329,7 @@ def _decorate(function: Any, layer: Guard) -> Any:
     # One wrapper runs the whole stack with one Call. A decorator of somebody else's in between, to which
     # functools.wraps copied the attribute, is called like any function.
     if stacked is None or stacked.wrapper is not function:
-        beneath = Stack((), kind.run(function), kind.run)
+        beneath = Stack((), kind.run(function), kind.run, _held)
     else:
         beneath = stacked.stack
     stack = beneath.within(layer)

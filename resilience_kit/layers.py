@@ -185,20 +185,26 @@ class Stack:
         layers: Are entered in this order, and left in the other.
         function: The function as the layers run it.
         run_substitute: Makes the same of a function that is called in place of it.
+        hold: Makes a stay of a result that is still to be read, and leaves any other as it is.
     """
 
-    __slots__ = ("_layers", "_run_substitute", "function")
+    __slots__ = ("_hold", "_layers", "_run_substitute", "function")
 
     def __init__(
-        self, layers: tuple[Guard, ...], function: Run, run_substitute: Callable[[Callable[..., Any]], Run]
+        self,
+        layers: tuple[Guard, ...],
+        function: Run,
+        run_substitute: Callable[[Callable[..., Any]], Run],
+        hold: Callable[[Any], Any],
     ) -> None:
         self._layers = layers
         self.function = function
         self._run_substitute = run_substitute
+        self._hold = hold
 
     def within(self, layer: Guard) -> "Stack":
         """The same with one more layer around it."""
-        return Stack((layer, *self._layers), self.function, self._run_substitute)
+        return Stack((layer, *self._layers), self.function, self._run_substitute, self._hold)
 
     async def run(self, call: Call) -> Any:
         """Take a call through the layers that are still before it, and back up from there."""
@@ -234,6 +240,7 @@ class Stack:
     def leave(self, call: Call, result: Any, depth: int = 0) -> Any:
         """Leave the layers down to a depth with a result, the innermost first; a stream takes their passages along."""
         entered = call.entered
+        result = self._hold(result)
         if isinstance(result, Stay):
             while len(entered) > depth:
                 result.add(entered.pop())
@@ -244,21 +251,21 @@ class Stack:
 
     async def fail(self, call: Call, error: BaseException, depth: int = 0) -> Any:
         """Leave them with an error until one makes a result of it: FAILED if none does, and the error stays."""
-        latest = error
-        for position in range(min(len(call.entered), len(self._layers) - 1), depth - 1, -1):
-            try:
-                result = await self._rescued(call, position, latest)
-                if result is not FAILED:
-                    return self.leave(call, result, depth)
-            except BaseException as other:  # noqa: BLE001 - handed to the next layer out, and raised after the last
-                latest = other
-        if latest is error:
+        return await self._fail_from(min(len(call.entered), len(self._layers) - 1), call, error, depth)
+
+    async def _fail_from(self, position: int, call: Call, error: BaseException, depth: int) -> Any:
+        if position < depth:
             return FAILED
         try:
-            raise latest
-        finally:
-            # its traceback has this frame, and they would keep each other alive
-            del latest
+            result = await self._rescued(call, position, error)
+            if result is not FAILED:
+                return self.leave(call, result, depth)
+        except BaseException as other:
+            result = await self._fail_from(position - 1, call, other, depth)
+            if result is FAILED:
+                raise
+            return result
+        return await self._fail_from(position - 1, call, error, depth)
 
     async def _rescued(self, call: Call, position: int, error: BaseException) -> Any:
         """What one layer makes of an error from beneath it, or of its own refusal; FAILED if it is nothing."""

@@ -9,8 +9,9 @@ What the server says beyond that is `quota_lessons`'.
 import math
 from bisect import bisect_left, bisect_right
 from collections import deque
+from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from resilience_kit.quota_lessons import FINE_WINDOWS, RULES, SHORT_WINDOWS, Correction, Lessons, Seen
 from resilience_kit.server_advice import ServerAdvice
@@ -27,7 +28,8 @@ _LONGEST_WAIT = 4
 _SENT_AT, _TOKENS, _IS_REFUSED = attrgetter("at"), attrgetter("tokens"), attrgetter("is_refused")
 
 
-class Sent(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Sent:
     """A request in the ledger: when it was sent, its tokens, and what was in the window then, itself included."""
 
     at: float
@@ -180,7 +182,7 @@ class WindowLedger:
         self._forget_old(now)
         index = None if advice.exhausted is None else self._index(sent)
         if index is not None:
-            self._sent[index] = sent._replace(tokens=0, is_refused=True)
+            self._sent[index] = replace(sent, tokens=0, is_refused=True)
             self._tokens_in_window -= sent.tokens
             self._refused_in_window += 1
         self._lessons.refused(advice, self._seen_around(sent), now)
@@ -200,7 +202,7 @@ class WindowLedger:
 
     def _seen_around(self, refused: Sent) -> Seen:
         # by halving and in slices, since a hundred refusals may come at once, with thousands of requests in the window
-        known = [*(sent for sent in self._left if sent != refused), *self._sent]
+        known = [*(sent for sent in self._left if sent is not refused), *self._sent]
         edge, short = _EDGE * self._period, self._period / SHORT_WINDOWS
 
         def since(seconds: float) -> int:

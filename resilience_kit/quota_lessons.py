@@ -29,7 +29,7 @@ Adaptive = bool | Literal["latency"] | Collection[str]
 # most. A minute's are 0.1 s and 0.4 s.
 _FIRST_MARGIN, _MOST_MARGIN = 1 / 600, 1 / 150
 # Of a short window this share at first and at most, or a second's margin would cost a tenth of the second.
-_FIRST_SHARE, _MOST_SHARE = 0.03, 0.073
+_FIRST_SHARE, _MOST_SHARE = 0.02, 0.073
 # A refusal came at the edge of a window if it is over in less than this, in periods, and so much of the quota lies in
 # the window and its edge.
 _EDGE, _NEARLY_FULL = 1 / 60, 0.97

@@ -403,6 +403,26 @@ async def test_a_fallback_is_not_asked_when_the_function_itself_fails():
         await call(ConnectionError())
 
 
+async def test_an_error_of_the_fallback_keeps_what_it_was_raised_from():
+    def substitute():
+        try:
+            raise KeyError
+        except KeyError:
+            raise RuntimeError  # noqa: B904 - what the interpreter notes by itself is what is tested
+
+    @rate_limited("chat")
+    @circuit_protected("chat", fallback=substitute)
+    def call():
+        return "answer"
+
+    await fail()
+    with pytest.raises(RuntimeError) as raised:
+        call()
+
+    assert isinstance(raised.value.__context__, KeyError)
+    assert isinstance(raised.value.__context__.__context__, CircuitOpenError)
+
+
 async def test_a_generator_has_a_generator_for_a_fallback():
     def substitute():
         yield "nothing"

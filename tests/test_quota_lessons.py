@@ -83,9 +83,10 @@ def test_a_shorter_pause_does_not_end_a_longer_one():
     assert quota.seconds_until_fits(10, 1.0) == 20.0
 
 
-def test_a_pause_of_a_day_speaks_of_something_else_and_holds_nobody_up():
+@pytest.mark.parametrize("seconds", [2.5 * PERIOD, 86_400.0, math.inf])
+def test_a_pause_of_more_than_two_periods_speaks_of_something_else_and_holds_nobody_up(seconds):
     quota = ledger("retry-after")
-    quota.refused(ServerAdvice(retry_after=86_400.0), quota.commit(10, 0.0), 1.0)
+    quota.refused(ServerAdvice(retry_after=seconds), quota.commit(10, 0.0), 1.0)
 
     assert quota.seconds_until_fits(10, 1.0) == 0
 
@@ -279,6 +280,22 @@ def test_requests_that_may_have_overtaken_the_answered_one_are_no_surprise():
     assert quota.used(1.0) == (2, 2_000)
 
 
+def test_a_request_that_may_have_overtaken_the_answered_one_is_not_counted_twice():
+    quota = ledger("remaining")
+    first = quota.commit(0, 0.0)
+    quota.commit(0, 0.05)
+    quota.answered(ServerAdvice(remaining_requests=REQUESTS - 2), first, 1.0)
+
+    assert quota.used(1.0) == (2, 0)
+
+
+def test_some_room_is_left_for_what_varies_in_others_use():
+    quota = ledger("remaining")
+    quota.answered(ServerAdvice(remaining_tokens=10_000), quota.commit(1_000, 0.0), 1.0)
+
+    assert quota.seconds_until_fits(10_000, 1.0) > 0
+
+
 def test_requests_that_were_sent_long_after_the_answered_one_explain_nothing():
     quota = ledger("remaining")
     first = quota.commit(1_000, 0.0)
@@ -424,6 +441,17 @@ def test_a_refusal_of_requests_at_the_edge_of_the_short_window_lengthens_the_win
     assert reasons(quota) == ["margin"]
 
 
+def test_a_second_refusal_of_requests_at_the_same_edge_teaches_nothing_more():
+    quota = ledger("margin", "ceiling")
+    fill(quota, 0, 0.0)
+    first, now = send(quota, 0, 0.0)
+    second = quota.commit(0, now + 0.01)
+    for sent in (first, second):
+        quota.refused(ServerAdvice(retry_after=0.0, exhausted="requests"), sent, now + 0.05)
+
+    assert reasons(quota) == ["margin"]
+
+
 def test_a_long_wait_is_not_explained_by_the_edge_of_a_window():
     quota = ledger("margin", "ceiling")
     quota.commit(TOKENS, 0.0)
@@ -479,6 +507,14 @@ def test_a_full_second_that_is_refused_again_lengthens_the_windows():
     burst_refused(quota, now=30.0)
 
     assert reasons(quota) == ["one-second window", "margin"]
+
+
+def test_a_refusal_in_a_second_that_is_not_full_does_not_lengthen_the_windows():
+    quota = ledger("one-second window", "ceiling", "margin")
+    burst_refused(quota)
+    burst_refused(quota, 5, now=30.0)
+
+    assert "margin" not in reasons(quota)
 
 
 # "ceiling"
@@ -619,11 +655,10 @@ def test_nobody_tries_upwards_who_has_no_need_to():
 
 def test_a_refusal_in_the_first_period_is_tried_again_at_its_end():
     quota = ledger("ceiling")
+    quota.commit(0, 10.0)
     refused_at(quota, 30_000, now=40.0)
 
-    # the first was sent at 20 s, and what is sent at 79 s fills what was learnt
-    fill(quota, 300, 79.0)
-    assert quota.seconds_until_fits(300, 79.5) == pytest.approx(0.5)
+    assert quota.seconds_until_fits(300, 69.0) == pytest.approx(1.0)
 
 
 def test_a_single_refusal_far_below_the_quota_lowers_nothing():
@@ -719,6 +754,16 @@ def test_trials_far_below_the_quota_that_are_refused_become_rare():
         now += 0.1
 
     assert sum(at > PERIOD for at in refused) <= 6
+
+
+def test_a_trial_asks_for_no_more_than_twice_as_much():
+    quota = ledger("ceiling")
+    quota.commit(10, 0.0)
+    for now in (120.0, 150.0):
+        quota.refused(NO_TOKENS, quota.commit(10, now), now)
+    fill(quota, 10, 215.0)
+
+    assert [correction.requests for correction in quota.news()] == [1, 2]
 
 
 def test_the_servers_word_of_room_raises_a_ceiling_at_once():
@@ -869,6 +914,14 @@ def test_what_a_copy_learns_the_original_does_not_know():
     refused_at(twin, 30_000, advice=ServerAdvice(retry_after=60.0, exhausted="tokens"))
 
     assert (quota.used(1.0), quota.seconds_until_fits(TOKENS, 1.0), quota.news()) == ((1, 0), 0, [])
+
+
+def test_a_ceiling_of_a_copy_is_not_the_originals():
+    quota = ledger("ceiling")
+    quota.refused(ServerAdvice(), quota.commit(0, 0.0), 0.0)
+    refused_at(quota.copy(), 30_000)
+
+    assert len(fill(quota, TOKENS // 2, 200.0)) == 2
 
 
 def test_a_copy_knows_what_the_original_has_learnt():

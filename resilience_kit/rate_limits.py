@@ -101,19 +101,25 @@ class _Spacing(AsyncLimiter):
 class Ticket(Place, Passage):
     """One call's place in the queue, and then its slot."""
 
-    __slots__ = ("call", "limit", "sent", "tokens")
+    __slots__ = ("call", "is_answered", "limit", "sent", "tokens")
 
     def __init__(self, limit: "RateLimit", call: Call, tokens: int) -> None:
         self.limit = limit
         self.call = call
         self.tokens = tokens
         self.sent: Sent | None = None
+        self.is_answered = False
 
     def opened(self, response: Any, /) -> None:
         """Believe what the server says of its limits."""
         advice = advice_from_result(response)
         if advice is not None:
             self.limit.answered(self, advice)
+        self.limit.took_its_time(self)
+
+    def observe(self, item: Any, /) -> None:
+        """Take a stream's first item for the answer: the others come as fast as the reader takes them."""
+        self.limit.took_its_time(self)
 
     def leave(self, result: Any, error: BaseException | None, /) -> None:
         """Give the slot back."""
@@ -121,7 +127,6 @@ class Ticket(Place, Passage):
             # before the slot goes to the next in the queue, who must hear of it too
             if error is None:
                 self.opened(result)
-                self.limit.took_its_time(self)
             elif is_rate_limit(error):
                 self.limit.refused(self, advice_from_error(error))
         finally:
@@ -294,9 +299,10 @@ class RateLimit:
         self._tell_news()
 
     def took_its_time(self, ticket: Ticket) -> None:
-        """Note how long a call took, where that decides on how many may be under way."""
-        if not self._measures or ticket.sent is None:
+        """Note how long an answer took, once, where that decides on how many may be under way."""
+        if not self._measures or ticket.is_answered or ticket.sent is None:
             return
+        ticket.is_answered = True
         # As in _take_back(), the garbage collector may be here while its thread has the lock. One answer less to look
         # at is no loss.
         if not self._lock.acquire(blocking=False):

@@ -180,13 +180,15 @@ class Registry(Generic[ConfigurationT, NamedT]):
         """Keep a name out of statistics and resets, and forget it at the end: a simulation's, on a clock of its own."""
         with self._lock:
             self._private.add(name)
+            kept: list[dict[str, Any]] = [self._declared, self._items]
         try:
             yield
         finally:
             with self._lock:
                 self._private.discard(name)
-                self._declared.pop(name, None)
-                self._items.pop(name, None)
+                # another thread may have begun or ended a test in isolation meanwhile
+                for by_name in (*kept, self._declared, self._items):
+                    by_name.pop(name, None)
 
     def _merge(self, name: str, earlier: ConfigurationT, later: ConfigurationT) -> ConfigurationT:
         values: dict[str, Any] = {}

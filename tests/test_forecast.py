@@ -365,6 +365,8 @@ def test_a_forecaster_changes_no_statistics():
         ({"interval": 3_600}, r"Forecaster\(interval=3600\): expected .* from 1 to 1800"),
         ({"quota": 0}, r"Forecaster\(quota=0\): expected tokens per minute"),
         ({"most_agents": -1}, r"Forecaster\(most_agents=-1\): expected a whole number"),
+        ({"most_agents": 2.5}, r"Forecaster\(most_agents=2.5\): expected a whole number"),
+        ({"horizons": 60}, r"Forecaster\(horizons=60\): expected whole intervals of 60 seconds"),
         ({"horizons": ()}, r"Forecaster\(horizons=\(\)\): expected whole intervals of 60 seconds"),
         ({"horizons": (90,)}, r"Forecaster\(horizons=\(90,\)\): expected whole intervals"),
         ({"horizons": (86_400,)}, r"43140 seconds at most, such as \(300, 900\)"),

@@ -320,7 +320,6 @@ async def test_the_kit_loses_no_answer_where_the_bare_client_meets_the_quota(tel
         kit = await run(service, telemetry, questions, protected=True)
     assert (kit.lost, kit.circuit) == ([], "CLOSED")
     assert kit.seconds_waited > 0
-    assert kit.refused < bare.refused
 
 
 async def test_what_the_client_counts_is_what_the_simulator_saw(telemetry):

@@ -553,6 +553,23 @@ async def test_fewer_calls_are_under_way_while_answers_are_late_and_as_many_as_b
     assert while_late <= 10
 
 
+async def test_a_stream_whose_reader_takes_its_time_is_no_late_answer():
+    @rate_limited("chat", adaptive="latency", max_concurrent=20, min_interval=0, requests_per_minute=10**6)
+    async def stream():
+        for word in ("It", "is", "four."):
+            yield word
+
+    async def read(pause):
+        async for _ in stream():
+            await asyncio.sleep(pause)
+
+    for pause in (0.1, 5):
+        for _ in range(5):
+            await asyncio.gather(*(read(pause) for _ in range(20)))
+
+    assert limit()["max_concurrent"] == 20
+
+
 async def test_by_default_late_answers_change_nothing():
     assert await most_at_once_when_slow(adaptive=True) == [20, 20, 20]
 

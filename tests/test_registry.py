@@ -2,6 +2,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 
@@ -275,3 +276,13 @@ def test_a_private_name_is_forgotten_at_its_end():
         rate_limited("chat", requests_per_minute=1)(answer)()
     rate_limited("chat", requests_per_minute=2)(answer)()
     assert limit_of("chat")["requests_in_window"] == 1
+
+
+def test_a_private_name_whose_end_another_threads_test_in_isolation_sees_is_forgotten_outside_of_it_too():
+    with ExitStack() as private:
+        private.enter_context(rate_limits.private("chat"))
+        rate_limited("chat", requests_per_minute=1)(answer)()
+        with isolated():
+            private.close()
+    assert "chat" not in rate_limits.items()
+    rate_limited("chat", requests_per_minute=2)(answer)

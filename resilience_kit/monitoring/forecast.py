@@ -103,10 +103,10 @@ class Forecaster:
             )
         if quota is not None:
             _check_quota("Forecaster", quota)
-        if not is_number(most_agents) or most_agents < 0:
+        if not is_number(most_agents) or most_agents < 0 or most_agents != int(most_agents):
             raise ConfigurationError(f"Forecaster(most_agents={most_agents!r}): expected a whole number, 0 or more")
         half = _DAY / 2 - interval
-        if not horizons or not all(is_number(it) and 0 < it <= half and it % interval == 0 for it in horizons):
+        if not _are_horizons(horizons, interval, half):
             raise ConfigurationError(
                 f"Forecaster(horizons={horizons!r}): expected whole intervals of {interval:g} seconds, "
                 f"{half:g} seconds at most, such as ({5 * interval:g}, {15 * interval:g})"
@@ -254,6 +254,12 @@ class Forecaster:
             tokens = round(peak.expected)
             return PeakExpected(name=self._name, seconds=peak.seconds, tokens=tokens, quota=self._quota)
         return None
+
+
+def _are_horizons(given: object, interval: float, most: float) -> bool:
+    if not isinstance(given, Sequence) or not given:
+        return False
+    return all(is_number(it) and 0 < it <= most and it % interval == 0 for it in given)
 
 
 def _check_quota(function: str, quota: float) -> None:

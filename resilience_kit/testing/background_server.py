@@ -42,12 +42,13 @@ class BackgroundServer:
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         )
         self._config.load()
-        listener = socket.create_server((host, port))
-        self.endpoint = f"http://{host}:{listener.getsockname()[1]}"
-        self._loop = asyncio.new_event_loop()
+        self._listener = socket.create_server((host, port))
+        self.endpoint = f"http://{host}:{self._listener.getsockname()[1]}"
+        # this kind, whatever the program's policy is: close() takes the listener from it
+        self._loop = asyncio.SelectorEventLoop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="azure-openai-simulator", daemon=True)
         self._thread.start()
-        self._server = asyncio.run_coroutine_threadsafe(self._open(listener), self._loop).result()
+        self._server = asyncio.run_coroutine_threadsafe(self._open(), self._loop).result()
 
     def close(self) -> None:
         """Break all connections, end all requests, and return when nothing is left."""
@@ -56,11 +57,13 @@ class BackgroundServer:
         self._thread.join()
         self._loop.close()
 
-    async def _open(self, listener: socket.socket) -> asyncio.Server:
-        return await self._loop.create_server(lambda: _Connection(self._config, self._state, {}), sock=listener)
+    async def _open(self) -> asyncio.Server:
+        return await self._loop.create_server(lambda: _Connection(self._config, self._state, {}), sock=self._listener)
 
     async def _end_all(self) -> None:
-        self._server.close()
+        # A closed asyncio.Server of Python 3.11 meets connections that are just being accepted with an AssertionError,
+        # and leaves their sockets open: it is closed when there are none.
+        self._loop.remove_reader(self._listener)
         # A connection that is just being accepted shows up only when the task that accepts it is done.
         while True:
             for connection in tuple(self._state.connections):
@@ -69,6 +72,7 @@ class BackgroundServer:
             if not others:
                 break
             await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
+        self._server.close()
         await self._server.wait_closed()
         await self._loop.shutdown_asyncgens()
         await self._loop.shutdown_default_executor()

@@ -1,17 +1,20 @@
 """How a simulator starts and ends, and what it leaves behind."""
 
 import asyncio
+import gc
 import importlib
 import socket
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from urllib.parse import urlsplit
 
 import openai
 import pytest
 from openai import AsyncAzureOpenAI, AzureOpenAI
 
+from resilience_kit.testing.background_server import BackgroundServer
 from resilience_kit.testing.faults import Fault
 from resilience_kit.testing.simulator import AzureOpenAISimulator
 
@@ -119,6 +122,24 @@ def test_the_end_breaks_a_connection_that_sent_half_a_request():
     with half:
         assert half.recv(1) == b""
     assert azure.stats.in_flight == 0
+
+
+def test_the_end_leaves_no_connection_open_that_is_just_being_accepted(monkeypatch):
+    server = BackgroundServer(None, "127.0.0.1", 0)
+    end_all = server._end_all
+    with ExitStack() as clients:
+
+        async def end_while_accepting():
+            """Connect in the server's loop, which accepts at its next turn, and is not done with it when this ends."""
+            for _ in range(3):
+                clients.enter_context(socket.create_connection(address_of(server)))
+            for _ in range(2):
+                await asyncio.sleep(0)
+            await end_all()
+
+        monkeypatch.setattr(server, "_end_all", end_while_accepting)
+        server.close()
+        gc.collect()  # a socket that is left open warns now
 
 
 async def test_it_serves_while_the_clients_loop_is_blocked():

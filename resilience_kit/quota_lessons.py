@@ -120,11 +120,13 @@ def rules_of(adaptive: object) -> frozenset[str]:
         return RULES - {"latency"} if adaptive else frozenset()
     if adaptive == "latency":
         return RULES
-    if isinstance(adaptive, str) or not isinstance(adaptive, Collection) or not set(adaptive) <= RULES:
-        raise ConfigurationError(
-            f'adaptive={adaptive!r}: expected True, False, "latency" for all rules, or some of {sorted(RULES)}'
-        )
-    return frozenset(adaptive)
+    if isinstance(adaptive, Collection) and not isinstance(adaptive, str):
+        rules = [rule for rule in adaptive if isinstance(rule, str) and rule in RULES]
+        if len(rules) == len(adaptive):
+            return frozenset(rules)
+    raise ConfigurationError(
+        f'adaptive={adaptive!r}: expected True, False, "latency" for all rules, or some of {sorted(RULES)}'
+    )
 
 
 class Ceiling:

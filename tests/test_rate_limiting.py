@@ -797,6 +797,7 @@ def test_a_head_of_the_queue_whose_loop_stands_still_holds_nobody_up():
         {"max_wait": -1},
         {"adaptive": "ceiling"},
         {"adaptive": ["floor"]},
+        {"adaptive": [["ceiling"]]},
         {"adaptive": None},
     ],
     ids=str,

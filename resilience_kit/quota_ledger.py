@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Protocol
 
-from resilience_kit.quota_lessons import FINE_WINDOWS, RULES, SHORT_WINDOWS, Correction, Lessons, Seen
+from resilience_kit.quota_ceilings import FINE_WINDOWS, SHORT_WINDOWS
+from resilience_kit.quota_lessons import RULES, Correction, Lessons, Seen
 from resilience_kit.server_advice import ServerAdvice
 
 # Requests that have left the window are remembered for so many periods, and no more than so many of them, to tell

@@ -9,13 +9,10 @@ that is full, so there is none for requests and tokens.
 
 import math
 import threading
-from asyncio import AbstractEventLoop
 from collections import deque
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any, cast
-
-from aiolimiter import AsyncLimiter
+from typing import Any
 
 from resilience_kit import events
 from resilience_kit.errors import RateLimitTimeoutError
@@ -35,6 +32,7 @@ from resilience_kit.quota_lessons import Adaptive, Correction, rules_of
 from resilience_kit.registry import Registry, Value, effective
 from resilience_kit.response_times import ResponseTimes
 from resilience_kit.server_advice import ServerAdvice, advice_from_error, advice_from_result, is_rate_limit
+from resilience_kit.spacing import Spacing
 from resilience_kit.waiting import now
 
 PERIOD = 60.0
@@ -72,30 +70,6 @@ class RateLimitStatistics:
     period: float
     calls_admitted: int
     tokens_admitted: int
-
-
-class _Clock:
-    time = staticmethod(now)
-    is_closed = staticmethod(lambda: False)
-
-
-class _Spacing(AsyncLimiter):
-    """aiolimiter's bucket with room for one call, on the kit's clock.
-
-    aiolimiter 1.3.0 binds a bucket to the loop that uses it first, and can wait for room but not say how long.
-    """
-
-    __slots__ = ()
-
-    @property
-    def _loop(self) -> AbstractEventLoop:
-        return cast("AbstractEventLoop", _Clock)
-
-    def seconds_until_room(self) -> float:
-        return 0.0 if self.has_capacity() else (self._level + 1 - self.max_rate) * self.time_period / self.max_rate
-
-    def fill(self) -> None:
-        self._level += 1
 
 
 class Ticket(Place, Passage):
@@ -424,8 +398,8 @@ class RateLimit:
             text = f"the wait is {wait:.2f} s more, and max_wait={max_wait:g} s: raise max_wait, or send less"
         return RateLimitTimeoutError(f"rate limit {self.name!r}: {text}", name=self.name, retry_after=seconds)
 
-    def _new_spacing(self) -> _Spacing | None:
-        return _Spacing(1, self._min_interval) if self._min_interval > 0 else None
+    def _new_spacing(self) -> Spacing | None:
+        return Spacing(1, self._min_interval) if self._min_interval > 0 else None
 
 
 def effective_parameters(configuration: RateLimitConfiguration) -> dict[str, Value]:

@@ -71,6 +71,7 @@ class RetryLoop(Repeater):
         self.name = name
         self.configuration = configuration
         self._defaults = defaults
+        self.has_limit_beneath = defaults is STACKED
         self._values: tuple[object, dict[str, Any]] | None = None
 
     def enter(self, call: Call, /) -> Attempts:
@@ -209,10 +210,10 @@ class _Story:
         return self._bound is not None
 
     def _is_over_budget(self) -> bool:
-        # A wait that the server has named for its quota is one that all callers wait out: it multiplies no outage, and
-        # to refuse it would lose an answer that is certain to come.
-        is_told_of_quota = self._reason == "rate limit" and self._told is not None
-        if self._budget is None or is_told_of_quota:
+        # A rate limit that all callers wait out multiplies no outage, and to refuse the retry would lose an answer that
+        # is certain to come: where the server names the wait, or a limit beneath makes all of them wait.
+        is_waited_out = self._told is not None or self._loop.has_limit_beneath
+        if self._budget is None or (self._reason == "rate limit" and is_waited_out):
             return False
         values = self._values
         return not self._budget.take(values["retry_budget"], max(FEWEST_RETRIES, values["max_retries"]))
@@ -307,8 +308,8 @@ def retry_on_429(
         max_retry_after: A server that names a longer wait in seconds is not waited for: its error is raised at once.
         retry_budget: Most retries as a share of the function's calls in the last minute, above 0 to 1, so that an
             outage is not multiplied. Past it the function's own error is raised at once. It always allows 10 in a
-            minute, or `max_retries` if that is more; and it counts no retry after a rate limit for which the server
-            named the wait. Default: no bound.
+            minute, or `max_retries` if that is more; and it counts no retry after a rate limit that all callers wait
+            out: one for which the server named the wait, and any in `@resilient`. Default: no bound.
 
     Raises:
         ConfigurationError: An argument cannot work.

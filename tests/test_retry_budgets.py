@@ -150,6 +150,16 @@ async def test_rate_limits_for_which_the_server_names_the_wait_lose_no_answer():
     assert refused == 64
 
 
+async def test_rate_limits_without_a_word_lose_no_answer_where_a_limit_makes_all_callers_wait():
+    async def at_the_edge_of_the_quota():
+        await asyncio.sleep(0.1)
+        if asyncio.get_running_loop().time() < 5:
+            raise FailureError(429)
+        return "answer"
+
+    assert await outcomes_of(put_around(at_the_edge_of_the_quota, max_retries=10), 64) == ["answer"] * 64
+
+
 async def test_rate_limits_that_are_waited_out_leave_the_budget_to_failures():
     service = Service(lambda: FailureError(429, retry_after="1"))
     await outcomes_of(put_around(service, max_retries=2), 20)
@@ -157,7 +167,7 @@ async def test_rate_limits_that_are_waited_out_leave_the_budget_to_failures():
     assert (window()["retries"], window()["retries_in_window"]) == (40, 0)
 
 
-async def test_a_rate_limit_without_a_word_of_the_server_is_counted():
+async def test_a_rate_limit_without_a_word_is_counted_where_no_limit_is_beneath():
     service = Service(lambda: FailureError(429))
     await outcomes_of(retry_on_429(retry_budget=0.2, **AT_ONCE)(service), 500)
 

@@ -164,9 +164,8 @@ def _no_generator(function: Callable[..., Any], returned: object) -> Configurati
 def _run_in_thread(stack: Stack, call: Call) -> Any:
     """Do what `Stack.run()` does, without a coroutine as long as nothing waits or fails."""
     try:
-        waiting = stack.enter(call)
-        if waiting is not None:
-            run_blocking(waiting)
+        while (waiting := stack.enter(call)) is not None:
+            call.entered.append(run_blocking(waiting))
         return stack.leave(call, stack.function(call))
     except BaseException as error:
         result = run_blocking(stack.fail(call, error))

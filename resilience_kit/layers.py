@@ -210,9 +210,8 @@ class Stack:
         """Take a call through the layers that are still before it, and back up from there."""
         depth = len(call.entered)
         try:
-            waiting = self.enter(call)
-            if waiting is not None:
-                await waiting
+            while (waiting := self.enter(call)) is not None:
+                call.entered.append(await waiting)
             result = self.function(call)
             return self.leave(call, await result if isinstance(result, CoroutineType) else result, depth)
         except BaseException as error:
@@ -221,21 +220,15 @@ class Stack:
                 raise
             return result
 
-    def enter(self, call: Call) -> Coroutine[Any, Any, None] | None:
-        """Enter the layers that are still before a call; what is returned has to be awaited: one of them waits."""
+    def enter(self, call: Call) -> Coroutine[Any, Any, Passage] | None:
+        """Enter the layers that are still before a call. Where one has to wait, its stay is to be awaited and noted."""
         entered = call.entered
         for layer in self._layers[len(entered) :]:
             passage: Any = layer.enter(call)
             if isinstance(passage, CoroutineType):
-                return self._enter_later(call, passage)
+                return passage
             entered.append(passage)
         return None
-
-    async def _enter_later(self, call: Call, passage: Coroutine[Any, Any, Passage]) -> None:
-        call.entered.append(await passage)
-        waiting = self.enter(call)
-        if waiting is not None:
-            await waiting
 
     def leave(self, call: Call, result: Any, depth: int = 0) -> Any:
         """Leave the layers down to a depth with a result, the innermost first; a stream takes their passages along."""

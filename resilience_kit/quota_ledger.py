@@ -21,6 +21,8 @@ from resilience_kit.server_advice import ServerAdvice
 # whether a refusal came at the window's edge.
 _EDGE = 1 / 60
 _MOST_AT_THE_EDGE = 1_024
+# The edge of a window of a sixtieth, in such windows: the one above is as long as they are.
+_FINE_EDGE = 0.1
 # Requests sent so many periods after one may have overtaken it on their way.
 _OVERTAKING = 1 / 600
 # No wait that the ledger knows of is longer than so many periods.
@@ -219,7 +221,7 @@ class WindowLedger:
         return Seen(
             sent_at=refused.at,
             tokens=refused.tokens,
-            requests_in_fine_and_edge=admitted(since(1.1 * self._period / FINE_WINDOWS), itself),
+            requests_in_fine_and_edge=admitted(since((1 + _FINE_EDGE) * self._period / FINE_WINDOWS), itself),
             requests_in_short=admitted(since(short), itself),
             requests=requests,
             tokens_in_window=tokens,

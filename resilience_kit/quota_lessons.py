@@ -258,7 +258,7 @@ class Lessons:
     def refused(self, advice: ServerAdvice, seen: Seen, now: float) -> None:
         """Learn from the refusal of a request."""
         self.has_learnt = True
-        is_new = seen.sent_at > self._learnt_at
+        is_new = self._is_new(seen)
         if advice.exhausted == "requests":
             self._learn_of_requests(advice, seen, now)
         elif advice.exhausted == "tokens":
@@ -294,27 +294,30 @@ class Lessons:
             self.fine_requests = fine
             self.news.append(Correction("one-second window", self._period / FINE_WINDOWS, requests=fine))
             return
-        if is_soon and is_full and (seen.sent_at <= self._learnt_at or self._widen()):
+        if is_soon and is_full and (not self._is_new(seen) or self._widen()):
             return
         self._lower(self.requests, held, seen, now)
 
     def _learn_of_tokens(self, advice: ServerAdvice, seen: Seen, now: float) -> None:
         is_soon = advice.retry_after is None or advice.retry_after <= _EDGE * self._period
         is_full = seen.tokens_and_edge + seen.tokens >= _NEARLY_FULL * self.tokens.most
-        is_new = seen.sent_at > self._learnt_at
-        if is_soon and is_full and (not is_new or self._widen()):
+        if is_soon and is_full and (not self._is_new(seen) or self._widen()):
             return
         if seen.tokens_in_window < MUCH_LESS * self.tokens.most:
             self._lower(self.charged_requests, seen.requests, seen, now)
         else:
             self._lower(self.tokens, seen.tokens_in_window, seen, now)
 
+    def _is_new(self, seen: Seen) -> bool:
+        """Whether a refused request was not yet under way when the last lesson was learnt."""
+        return seen.sent_at > self._learnt_at
+
     def _lower(self, ceiling: Ceiling, held: int, seen: Seen, now: float) -> None:
         if "ceiling" not in self._rules:
             return
         if held < MUCH_LESS * ceiling.most and ceiling.value == ceiling.most:
             # so far from the quota it may be a whim of the server's: only another one soon after is believed
-            if seen.sent_at <= self._learnt_at:
+            if not self._is_new(seen):
                 return
             is_first = now > self._suspected_at + 2 * self._period
             self._suspected_at = now

@@ -10,7 +10,7 @@ that is full, so there is none for requests and tokens.
 import math
 import threading
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -258,19 +258,19 @@ class RateLimit:
 
     def answered(self, ticket: Ticket, advice: ServerAdvice) -> None:
         """Take the server's word where it is the stricter one, for all callers of the name."""
-        with self._lock:
-            if ticket.sent is not None:
-                self._ledger.answered(advice, ticket.sent, now())
-        self._take_back()
-        self._tell_news()
+        self._learn(self._ledger.answered, ticket, advice)
 
     def refused(self, ticket: Ticket, advice: ServerAdvice) -> None:
         """Learn from the server's refusal of a call, for all callers of the name."""
+        self._learn(self._ledger.refused, ticket, advice)
+
+    def _learn(self, learn: Callable[[ServerAdvice, Sent, float], None], ticket: Ticket, advice: ServerAdvice) -> None:
         with self._lock:
             if ticket.sent is not None:
-                self._ledger.refused(advice, ticket.sent, now())
+                learn(advice, ticket.sent, now())
+            news = self._ledger.news()
         self._take_back()
-        self._tell_news()
+        self._tell(news)
 
     def took_its_time(self, ticket: Ticket) -> None:
         """Note how long an answer took, once, where that decides on how many may be under way."""

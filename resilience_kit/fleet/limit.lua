@@ -4,51 +4,45 @@
 -- end and a window's length, and no entry starts before the last one did. So of all that may be sent in one window
 -- the entry that starts last was granted with the others counted, and no window ever holds more than its limit.
 --
--- The state is one string: a header of numbers, then the closed entries, oldest first, each with its end and with
--- how many requests and tokens there were until then. Sums are differences, so what fits is found by halving.
+-- The state is one string: a header of numbers, then the closed entries, oldest first, each with its end and with how
+-- many requests and tokens there were until then. What lies between two entries is a difference, so what has to leave
+-- before something fits is found by halving, and a search begins where the last one ended: in most cases it is there.
 -- All times are whole microseconds: they and the sums stay below 2^53, where doubles are exact.
 --
--- KEYS: quota, slots, slot leases, waiting. ARGV: operation, now (-1: the server's), then what the operation takes.
+-- KEYS: quota, slots, slot leases, waiting.
+-- ARGV: operation; now, or -1 for the server's clock; channel and news for those who wait; process; packed numbers.
 
 local QUOTA, SLOTS, LEASES, WAITING = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local VERSION, MOST_NUMBER = 1, 9007199254740991
-local FIELDS = {
-    'version', 'epoch', 'period',
-    -- the entries that are kept are first..head; the head is in the header, and those before first left sums behind
-    'first', 'head', 'base_requests', 'base_tokens',
-    'head_start', 'head_end', 'requests', 'tokens',
-    'last_start', 'paused_until', 'shares_until',
-    -- where the search ended last time: for what is used now, and for each window
-    'hint1', 'hint2', 'hint3', 'hint4', 'hint5',
-}
-local HEADER, ENTRY, MOST_ENTRIES = 8 * #FIELDS, 24, 4000
-local HEADER_FORMAT = '<' .. string.rep('d', #FIELDS)
--- Entries are dropped in lots of so many, and kept for this much longer than their period, since margins differ.
-local LOT, KEPT_LONGER = 64, 1.25
--- Nobody is told to wait longer than so many periods: who would be asks again.
+local operation, now, channel, news, process = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
+local numbers = { struct.unpack('<' .. string.rep('d', #ARGV[6] / 8), ARGV[6]) }
+
+local FORMAT = '<ddddddddddddddddddddd'
+local FIELDS, VERSION, MOST_NUMBER = #FORMAT - 1, 1, 9007199254740991
+local EPOCH, PERIOD, EXPIRES_AT, LAST_START, PAUSED_UNTIL, SHARES_UNTIL = 2, 3, 4, 5, 6, 7
+-- entries FIRST to HEAD are there: the head in the header, and of those before the first what they add up to
+local FIRST, HEAD, HEAD_START = 8, 9, 10
+-- of the head and of what is before the first: END, REQUESTS or TOKENS later
+local OF_HEAD, OF_BASE = 10, 13
+local END, REQUESTS, TOKENS = 1, 2, 3
+-- where the searches ended last time: for what is used now, and for each window
+local HINTS = 17
+local HEADER, ENTRY, MOST_ENTRIES, BLOCK = 8 * FIELDS, 24, 4000, 8
+-- Entries are dropped in lots of so many, and are kept for more than a period, since processes differ in their margins.
+local LOT, KEPT_PERIODS = 64, 1.25
+-- Nobody is told to wait for more periods: who would have to asks again.
 local LONGEST_WAIT = 4
--- Processes that kept to their share tell the last of what they sent so long after the shares end, in periods.
+-- Those who kept to their shares tell of the last that they sent when the shares end, and until then nothing starts.
 local SETTLING = 1 / 240
 local GRANTED, NO_SLOT, ASK_AGAIN, SHARES = 0, 1, 2, 3
 
-local position = 1
-local function argument()
-    position = position + 1
-    return ARGV[position]
-end
-local function number()
-    return tonumber(argument())
-end
-
-local operation, now = ARGV[1], number()
 if now < 0 then
     local clock = redis.call('TIME')
     now = clock[1] * 1000000 + clock[2]
 end
 
--- What is under our keys may be somebody else's: it is an error that names the key, and nothing more.
+-- What is under our keys may be somebody else's: that is an error that names the key, and nothing more.
 local function content_error(key)
-    error({ resilience_content = key }, 0)
+    error({ err = 'RESILIENCE_CONTENT ' .. key }, 0)
 end
 
 local function call(command, key, ...)
@@ -62,111 +56,117 @@ local function call(command, key, ...)
     return reply
 end
 
-local function is_count(value)
-    return value and value >= 0 and value <= MOST_NUMBER and value % 1 == 0
+local function text(number)
+    return string.format('%.0f', number)
 end
 
-local function count(text, key)
-    local value = tonumber(text)
-    if not is_count(value) then
+local function checked(number, key)
+    if not number or not (number >= 0 and number <= MOST_NUMBER) or number % 1 ~= 0 then
         content_error(key)
     end
-    return value
+    return number
 end
 
 -- The quota
 
-local function new_state()
-    local state = {}
-    for _, field in ipairs(FIELDS) do
-        state[field] = 0
-    end
-    state.version, state.epoch, state.first = VERSION, now, 1
-    return state
+local state, blocks
+
+local function begin_state(period)
+    state = { VERSION, now, period, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1 }
 end
 
--- a state that keeps nothing of the past: for a period all keep to their share of the limit
-local function share(state, period)
-    local until_ = state.epoch + period
-    if until_ > state.shares_until and until_ > now then
-        state.shares_until = until_
+-- The past is not known: until it has left the window, all keep to their shares.
+local function share()
+    if state[EPOCH] + state[PERIOD] > now then
+        state[SHARES_UNTIL] = math.max(state[SHARES_UNTIL], state[EPOCH] + state[PERIOD])
     end
 end
 
-local function load_state()
+local function load_state(period)
     local header = call('GETRANGE', QUOTA, 0, HEADER - 1)
+    blocks = {}
     if header == '' then
-        return new_state(), true
+        begin_state(period)
+        return
     end
     if #header ~= HEADER then
         content_error(QUOTA)
     end
-    local values, state = { struct.unpack(HEADER_FORMAT, header) }, {}
-    for index, field in ipairs(FIELDS) do
-        if not is_count(values[index]) then
-            content_error(QUOTA)
-        end
-        state[field] = values[index]
+    state = { struct.unpack(FORMAT, header) }
+    for index = 1, FIELDS do
+        checked(state[index], QUOTA)
     end
-    -- what was closed and became the head again is left behind the others, and written over
-    local closed, entries = state.head - state.first, (call('STRLEN', QUOTA) - HEADER) / ENTRY
-    if state.version ~= VERSION or closed < -1 or entries < closed or entries > MOST_ENTRIES then
+    local closed = state[HEAD] - state[FIRST]
+    if state[1] ~= VERSION or state[FIRST] < 1 or closed < -1 or closed > MOST_ENTRIES then
         content_error(QUOTA)
     end
-    if state.last_start > now + (LONGEST_WAIT + 1) * state.period then
-        -- the server's clock was set back, by so much that nothing here can be believed
-        local period = state.period
-        state = new_state()
+    state[PERIOD] = math.max(state[PERIOD], period)
+    if state[LAST_START] > now + (LONGEST_WAIT + 1) * state[PERIOD] then
+        -- the server's clock was set back, by so much that nothing is known
         call('DEL', QUOTA)
-        state.period = period
-        share(state, period)
+        begin_state(period)
+        share()
     end
-    return state, false
 end
 
-local function offset(state, index)
-    return HEADER + ENTRY * (index - state.first)
+local function save_state()
+    local needed_until = math.max(now, state[LAST_START], state[PAUSED_UNTIL], state[SHARES_UNTIL]) + 2 * state[PERIOD]
+    local is_due = state[EXPIRES_AT] < needed_until
+    if is_due then
+        state[EXPIRES_AT] = needed_until + state[PERIOD]
+    end
+    call('SETRANGE', QUOTA, 0, struct.pack(FORMAT, unpack(state, 1, FIELDS)))
+    if is_due then
+        call('PEXPIRE', QUOTA, text(math.ceil((state[EXPIRES_AT] - now) / 1000)))
+    end
 end
 
--- the end of an entry, and the requests and tokens until then, itself included
-local function entry(state, index)
-    if index == state.head then
-        return state.head_end, state.requests, state.tokens
-    elseif index < state.first then
-        return 0, state.base_requests, state.base_tokens
+local function offset(index)
+    return HEADER + ENTRY * (index - state[FIRST])
+end
+
+-- an entry's END, or the REQUESTS or TOKENS until then, itself included
+local function of_entry(index, which)
+    if index == state[HEAD] then
+        return state[OF_HEAD + which]
+    elseif index < state[FIRST] then
+        return state[OF_BASE + which]
     end
-    local at = offset(state, index)
-    local text = call('GETRANGE', QUOTA, at, at + ENTRY - 1)
-    if #text ~= ENTRY then
+    local place = index - state[FIRST]
+    local number = math.floor(place / BLOCK)
+    local block = blocks[number]
+    if not block then
+        local at = HEADER + ENTRY * BLOCK * number
+        block = call('GETRANGE', QUOTA, at, at + ENTRY * BLOCK - 1)
+        blocks[number] = block
+    end
+    local at = ENTRY * (place - BLOCK * number) + 8 * which - 7
+    if at + 7 > #block then
         content_error(QUOTA)
     end
-    local ends, requests, tokens = struct.unpack('<ddd', text)
-    if not (is_count(ends) and is_count(requests) and is_count(tokens)) then
-        content_error(QUOTA)
-    end
-    return ends, requests, tokens
+    return checked(struct.unpack('<d', block, at), QUOTA)
 end
 
--- The first entry for which something is true, as it is for all after it and for the head; from a hint on.
-local function search(state, is_true, hint)
-    local low, high = state.first - 1, state.head
-    local index, step = math.max(state.first, math.min(hint, high)), 1
-    if is_true(index) then
+-- the first entry with at least so much; the head has it
+local function search(which, least, hint)
+    local low, high = state[FIRST] - 1, state[HEAD]
+    local index, step = math.max(low + 1, math.min(hint, high)), 1
+    if of_entry(index, which) >= least then
         high = index
-        while high - step > low and is_true(high - step) do
+        while high - step > low and of_entry(high - step, which) >= least do
             high, step = high - step, 2 * step
         end
         low = math.max(low, high - step)
     else
         low = index
-        while low + step < high and not is_true(low + step) do
+        while low + step < high and of_entry(low + step, which) < least do
             low, step = low + step, 2 * step
         end
         high = math.min(high, low + step)
     end
     while high - low > 1 do
         local middle = math.floor((low + high) / 2)
-        if is_true(middle) then
+        if of_entry(middle, which) >= least then
             high = middle
         else
             low = middle
@@ -175,329 +175,305 @@ local function search(state, is_true, hint)
     return high
 end
 
-local function save(state)
-    -- keys live as long as anything in them matters
-    local matters_until = math.max(now, state.last_start, state.paused_until, state.shares_until)
-    local header = {}
-    for index, field in ipairs(FIELDS) do
-        header[index] = state[field]
+local function drop_old()
+    local least = now - KEPT_PERIODS * state[PERIOD]
+    if state[OF_HEAD + END] < least then
+        return
     end
-    call('SETRANGE', QUOTA, 0, struct.pack(HEADER_FORMAT, unpack(header)))
-    call('PEXPIRE', QUOTA, string.format('%.0f', (matters_until - now + 2 * state.period) / 1000 + 1000))
-end
-
--- forget the entries that have left every window
-local function drop_old(state)
-    local function counts(index)
-        return entry(state, index) + KEPT_LONGER * state.period > now
-    end
-    local first = counts(state.head) and search(state, counts, state.first) or state.first
-    if first > state.first then
-        local _, requests, tokens = entry(state, first - 1)
-        local kept = ''
-        if first < state.head then
-            kept = call('GETRANGE', QUOTA, offset(state, first), offset(state, state.head) - 1)
+    local first = search(END, least, state[FIRST])
+    if first > state[FIRST] then
+        local kept, last = '', first - 1
+        local requests, tokens = of_entry(last, REQUESTS), of_entry(last, TOKENS)
+        if first < state[HEAD] then
+            kept = call('GETRANGE', QUOTA, offset(first), offset(state[HEAD]) - 1)
         end
         call('SET', QUOTA, string.rep('\0', HEADER) .. kept)
-        state.base_requests, state.base_tokens, state.first = requests, tokens, first
+        state[OF_BASE + REQUESTS], state[OF_BASE + TOKENS] = requests, tokens
+        -- SET has taken the time to live away
+        state[FIRST], state[EXPIRES_AT], blocks = first, 0, {}
     end
 end
 
--- close the head, and begin another
-local function append(state, starts, ends)
-    if state.head >= state.first then
-        local text = struct.pack('<ddd', state.head_end, state.requests, state.tokens)
-        call('SETRANGE', QUOTA, offset(state, state.head), text)
+local function add(starts, ends, requests, tokens, resolution)
+    local closed = state[HEAD] - state[FIRST]
+    if closed < 0 or (starts - state[HEAD_START] >= resolution and closed < MOST_ENTRIES) then
+        if closed >= 0 then
+            local closing = struct.pack('<ddd', state[OF_HEAD + END], state[OF_HEAD + REQUESTS], state[OF_HEAD + TOKENS])
+            call('SETRANGE', QUOTA, offset(state[HEAD]), closing)
+            blocks = {}
+        end
+        state[HEAD], state[HEAD_START] = state[HEAD] + 1, starts
+        if (closed + 1) % LOT == 0 then
+            drop_old()
+        end
     end
-    state.head, state.head_start, state.head_end = state.head + 1, starts, math.max(state.head_end, ends)
-    if (state.head - state.first) % LOT == 0 then
-        drop_old(state)
-    end
+    state[OF_HEAD + END] = math.max(state[OF_HEAD + END], ends)
+    state[OF_HEAD + REQUESTS] = state[OF_HEAD + REQUESTS] + requests
+    state[OF_HEAD + TOKENS] = state[OF_HEAD + TOKENS] + tokens
 end
 
-local function add(state, starts, ends, requests, tokens, resolution)
-    local is_full = state.head - state.first >= MOST_ENTRIES
-    if state.head < state.first or (starts - state.head_start >= resolution and not is_full) then
-        append(state, starts, ends)
-    end
-    state.head_end = math.max(state.head_end, ends)
-    state.requests, state.tokens = state.requests + requests, state.tokens + tokens
-end
-
--- change an entry, and so the sums until each later one
-local function adjust(state, index, requests, tokens)
-    if index < state.head then
-        local at = offset(state, index)
-        local text = call('GETRANGE', QUOTA, at, offset(state, state.head) - 1)
-        local changed = {}
-        for start = 1, #text, ENTRY do
-            local ends, requests_then, tokens_then = struct.unpack('<ddd', text, start)
+-- change what an entry holds, and so the sums until each later one
+local function adjust(index, requests, tokens)
+    if index < state[HEAD] then
+        local at = offset(index)
+        local closed, changed = call('GETRANGE', QUOTA, at, offset(state[HEAD]) - 1), {}
+        for start = 1, #closed, ENTRY do
+            local ends, requests_then, tokens_then = struct.unpack('<ddd', closed, start)
             changed[#changed + 1] = struct.pack('<ddd', ends, requests_then + requests, tokens_then + tokens)
         end
         call('SETRANGE', QUOTA, at, table.concat(changed))
+        blocks = {}
     end
-    state.requests, state.tokens = state.requests + requests, state.tokens + tokens
-end
-
-local function give_back(state, index, requests, tokens)
-    if index < state.first or index > state.head then
-        return
-    end
-    local _, requests_then, tokens_then = entry(state, index)
-    local _, requests_before, tokens_before = entry(state, index - 1)
-    requests = math.min(requests, requests_then - requests_before)
-    tokens = math.min(tokens, tokens_then - tokens_before)
-    if requests < 0 or tokens < 0 then
-        content_error(QUOTA)
-    end
-    adjust(state, index, -requests, -tokens)
-    -- Nobody has to start after one that waited for long and then was not sent.
-    while state.head >= state.first do
-        local ends, requests_left, tokens_left = entry(state, state.head - 1)
-        if requests_left ~= state.requests or tokens_left ~= state.tokens then
-            break
-        end
-        state.head, state.head_start, state.head_end = state.head - 1, 0, ends
-        state.last_start = ends
-    end
-end
-
--- When so much fits into all windows, and not before the given time.
-local function fits_at(state, windows, requests, tokens, earliest)
-    local starts = earliest
-    for index, window in ipairs(windows) do
-        local need = math.min(window.counts_tokens and tokens or requests, window.limit)
-        local sum = window.counts_tokens and state.tokens or state.requests
-        local base = window.counts_tokens and state.base_tokens or state.base_requests
-        local must_leave = sum + need - window.limit
-        if need > 0 and must_leave > base then
-            local hint = 'hint' .. index + 1
-            state[hint] = search(state, function(entry_index)
-                local _, requests_then, tokens_then = entry(state, entry_index)
-                return (window.counts_tokens and tokens_then or requests_then) >= must_leave
-            end, state[hint])
-            starts = math.max(starts, entry(state, state[hint]) + window.length)
-        end
-    end
-    return starts
-end
-
--- what lies in a period's window that ends then
-local function used_at(state, moment, period)
-    if state.head_end + period <= moment then
-        return 0, 0
-    end
-    state.hint1 = search(state, function(index)
-        return entry(state, index) + period > moment
-    end, state.hint1)
-    local _, requests, tokens = entry(state, state.hint1 - 1)
-    return state.requests - requests, state.tokens - tokens
-end
-
-local function shares_left(state)
-    return math.max(0, state.shares_until - now)
+    state[OF_HEAD + REQUESTS] = state[OF_HEAD + REQUESTS] + requests
+    state[OF_HEAD + TOKENS] = state[OF_HEAD + TOKENS] + tokens
 end
 
 -- Slots: a process says how many it wants in all, and holds them until its lease ends.
 
-local function slots_of(process)
-    local found = call('HMGET', SLOTS, process, 'all')
-    local all = count(found[2] or '0', SLOTS)
-    if not found[1] then
-        return 0, 0, all
+local function slots_of(name)
+    local found = call('HMGET', SLOTS, name, 'all', 'waiting')
+    local held, sequence, leased_until = 0, 0, 0
+    if found[1] then
+        held, sequence, leased_until = string.match(found[1], '^(%d+) (%d+) (%d+)$')
+        held, sequence, leased_until = tonumber(held), tonumber(sequence), tonumber(leased_until)
     end
-    local held, sequence = string.match(found[1], '^(%d+) (%d+)$')
-    return count(held, SLOTS), count(sequence, SLOTS), all
+    local all, waiting = tonumber(found[2] or 0), tonumber(found[3] or 0)
+    for _, number in ipairs({ held or -1, sequence, leased_until, all or -1, waiting or -1 }) do
+        checked(number, SLOTS)
+    end
+    return held, sequence, leased_until, all, waiting
 end
 
-local function tell_waiting(channel, news)
-    if call('ZCARD', WAITING) > 0 then
+local function forget_process(name)
+    local held = slots_of(name)
+    call('ZREM', LEASES, name)
+    call('ZREM', WAITING, name)
+    call('HDEL', SLOTS, name)
+    call('HINCRBY', SLOTS, 'all', text(-held))
+    return held
+end
+
+local function tell_waiting(freed)
+    if freed > 0 and call('ZCARD', WAITING) > 0 then
         redis.call('PUBLISH', channel, news)
     end
 end
 
-local function forget_process(process)
-    local held = slots_of(process)
-    call('HDEL', SLOTS, process)
-    call('HINCRBY', SLOTS, 'all', -held)
-    call('ZREM', LEASES, process)
-    call('ZREM', WAITING, process)
-    return held
-end
-
-local function forget_dead(channel, news)
-    local dead = call('ZRANGEBYSCORE', LEASES, '-inf', string.format('%.0f', now), 'LIMIT', 0, 16)
+local function forget_dead()
     local freed = 0
-    for _, process in ipairs(dead) do
-        freed = freed + forget_process(process)
+    for _, name in ipairs(call('ZRANGEBYSCORE', LEASES, '-inf', text(now), 'LIMIT', 0, 16)) do
+        freed = freed + forget_process(name)
     end
-    if freed > 0 then
-        tell_waiting(channel, news)
-    end
+    tell_waiting(freed)
 end
 
-local function take_slots(process, sequence, needed, wanted, most, lease, channel, news)
-    forget_dead(channel, news)
-    local held, last_sequence, all = slots_of(process)
+-- Those who have waited for longer come first. Returns the slots, whether they are enough, and how many wait.
+local function take_slots(sequence, needed, wanted, most, lease)
+    local held, last_sequence, leased_until, all, waiting = slots_of(process)
     if sequence <= last_sequence then
         -- it was overtaken on its way
-        return held, held >= needed, call('ZCARD', WAITING)
+        return held, held >= needed, waiting
     end
-    local waiting = call('ZCARD', WAITING)
-    local ahead = waiting > 0 and call('ZRANK', WAITING, process) or waiting
     local granted = wanted
-    if wanted > held then
-        granted = held + math.max(0, math.min(wanted - held, most - all - ahead))
+    local is_short = wanted > held and wanted - held > most - all
+    if is_short or waiting > 0 then
+        forget_dead()
+        held, last_sequence, leased_until, all = slots_of(process)
+        waiting = call('ZCARD', WAITING)
+        if wanted > held then
+            local ahead = call('ZRANK', WAITING, process) or waiting
+            granted = held + math.max(0, math.min(wanted - held, most - all - ahead))
+        end
+        if granted >= needed then
+            waiting = waiting - call('ZREM', WAITING, process)
+        else
+            waiting = waiting + call('ZADD', WAITING, 'NX', text(now), process)
+            call('PEXPIRE', WAITING, text(math.ceil(2 * lease / 1000)))
+        end
     end
-    local has_slot = granted >= needed
-    if not has_slot then
-        waiting = waiting + call('ZADD', WAITING, 'NX', string.format('%.0f', now), process)
-    elseif waiting > 0 then
-        waiting = waiting - call('ZREM', WAITING, process)
+    if leased_until < now + lease / 2 then
+        leased_until = now + lease
+        call('ZADD', LEASES, text(leased_until), process)
     end
-    call('HSET', SLOTS, process, string.format('%.0f %.0f', granted, sequence), 'all',
-        string.format('%.0f', all + granted - held))
-    call('ZADD', LEASES, string.format('%.0f', now + lease), process)
-    for _, key in ipairs({ SLOTS, LEASES, WAITING }) do
-        call('PEXPIRE', key, string.format('%.0f', 2 * lease / 1000 + 1000))
+    local kept = text(granted) .. ' ' .. text(sequence) .. ' ' .. text(leased_until)
+    call('HSET', SLOTS, process, kept, 'all', text(all + granted - held), 'waiting', text(waiting))
+    if leased_until == now + lease then
+        call('PEXPIRE', SLOTS, text(math.ceil(2 * lease / 1000)))
+        call('PEXPIRE', LEASES, text(math.ceil(2 * lease / 1000)))
     end
     if granted < held and waiting > 0 then
         redis.call('PUBLISH', channel, news)
     end
-    return granted, has_slot, waiting
+    return granted, granted >= needed, waiting
 end
 
 -- Operations
 
-local operations = {}
+local function shares_left()
+    return math.max(0, state[SHARES_UNTIL] - now)
+end
 
-function operations.reserve()
-    local channel, news, process, sequence, known_epoch = argument(), argument(), argument(), number(), number()
-    local period, validity, resolution, min_interval = number(), number(), number(), number()
-    local requests, tokens, extra_requests, extra_tokens = number(), number(), number(), number()
-    local slots_needed, slots_wanted, most_slots, slot_lease = number(), number(), number(), number()
-    local windows = {}
-    for index = 1, number() do
-        windows[index] = { length = number(), counts_tokens = number() == 1, limit = number() }
+-- what lies in the period's window that ends then
+local function used_at(moment, period)
+    local least = moment - period + 1
+    if state[OF_HEAD + END] < least then
+        return 0, 0
+    end
+    state[HINTS] = search(END, least, state[HINTS])
+    local before = state[HINTS] - 1
+    return state[OF_HEAD + REQUESTS] - of_entry(before, REQUESTS), state[OF_HEAD + TOKENS] - of_entry(before, TOKENS)
+end
+
+local function reserve()
+    local sequence, known_epoch, period, validity, resolution, min_interval, requests, tokens, extra_requests,
+        extra_tokens, slots_needed, slots_wanted, most_slots, slot_lease, windows, given_back = unpack(numbers, 1, 16)
+    local WINDOWS = 17
+    local GIVEN_BACK = WINDOWS + 3 * windows
+
+    -- when so much fits into all windows, and not before the given time
+    local function fits_at(earliest, requests_needed, tokens_needed)
+        local starts = earliest
+        for window = 1, windows do
+            local at = WINDOWS + 3 * (window - 1)
+            local which, limit, need = REQUESTS, numbers[at + 2], requests_needed
+            if numbers[at + 1] == 1 then
+                which, need = TOKENS, tokens_needed
+            end
+            -- what is above a limit that was lowered fits into an empty window
+            local must_leave = state[OF_HEAD + which] + math.min(need, limit) - limit
+            if need > 0 and must_leave > state[OF_BASE + which] then
+                local last = search(which, must_leave, state[HINTS + window])
+                state[HINTS + window] = last
+                starts = math.max(starts, of_entry(last, END) + numbers[at])
+            end
+        end
+        return starts
     end
 
-    local state = load_state()
-    state.period = math.max(state.period, period)
-    if known_epoch > 0 and known_epoch ~= state.epoch then
-        share(state, period)
+    local function give_back(index, unsent_requests, unsent_tokens)
+        if index < state[FIRST] or index > state[HEAD] then
+            return
+        end
+        unsent_requests = math.min(unsent_requests, of_entry(index, REQUESTS) - of_entry(index - 1, REQUESTS))
+        unsent_tokens = math.min(unsent_tokens, of_entry(index, TOKENS) - of_entry(index - 1, TOKENS))
+        if unsent_requests < 0 or unsent_tokens < 0 then
+            content_error(QUOTA)
+        end
+        adjust(index, -unsent_requests, -unsent_tokens)
+        -- nobody has to start after one that waited for long and then was not sent
+        while state[HEAD] >= state[FIRST]
+            and state[OF_HEAD + REQUESTS] == of_entry(state[HEAD] - 1, REQUESTS)
+            and state[OF_HEAD + TOKENS] == of_entry(state[HEAD] - 1, TOKENS) do
+            local ends = of_entry(state[HEAD] - 1, END)
+            state[HEAD], state[HEAD_START], state[OF_HEAD + END], state[LAST_START] = state[HEAD] - 1, 0, ends, ends
+        end
+    end
+
+    load_state(period)
+    if known_epoch > 0 and known_epoch ~= state[EPOCH] then
+        share()
     end
     local slots, has_slot, waiting = 0, true, 0
     if most_slots > 0 then
-        slots, has_slot, waiting =
-            take_slots(process, sequence, slots_needed, slots_wanted, most_slots, slot_lease, channel, news)
+        slots, has_slot, waiting = take_slots(sequence, slots_needed, slots_wanted, most_slots, slot_lease)
     end
-    for _ = 1, number() do
-        local epoch, index, unsent_requests, unsent_tokens = number(), number(), number(), number()
-        if epoch == state.epoch then
-            give_back(state, index, unsent_requests, unsent_tokens)
+    for at = GIVEN_BACK, GIVEN_BACK + 4 * given_back - 1, 4 do
+        if numbers[at] == state[EPOCH] then
+            give_back(numbers[at + 1], numbers[at + 2], numbers[at + 3])
         end
     end
 
     local outcome, starts = GRANTED, now
-    if shares_left(state) > 0 then
+    local is_asked = requests + tokens > 0
+    if state[SHARES_UNTIL] > now then
         outcome = SHARES
     elseif not has_slot then
         outcome = NO_SLOT
-    elseif requests + tokens > 0 then
-        local earliest = math.max(now, state.paused_until)
-        if state.shares_until > 0 then
-            earliest = math.max(earliest, state.shares_until + math.ceil(SETTLING * period))
+    elseif is_asked then
+        local earliest = math.max(now, state[PAUSED_UNTIL])
+        if state[SHARES_UNTIL] > 0 then
+            earliest = math.max(earliest, state[SHARES_UNTIL] + math.ceil(SETTLING * period))
         end
-        if state.last_start > 0 then
-            earliest = math.max(earliest, state.last_start + min_interval)
+        if state[LAST_START] > 0 then
+            earliest = math.max(earliest, state[LAST_START] + min_interval)
         end
-        local with_extra = extra_requests + extra_tokens > 0 and earliest <= now
-            and fits_at(state, windows, requests + extra_requests, tokens + extra_tokens, earliest) <= now
-        if with_extra then
+        if extra_requests + extra_tokens > 0 and earliest <= now
+            and fits_at(now, requests + extra_requests, tokens + extra_tokens) <= now then
             requests, tokens = requests + extra_requests, tokens + extra_tokens
         else
-            starts = fits_at(state, windows, requests, tokens, earliest)
+            starts = fits_at(earliest, requests, tokens)
         end
         if starts > now + LONGEST_WAIT * period then
             outcome, starts = ASK_AGAIN, math.max(now + resolution, starts - LONGEST_WAIT * period)
         end
     end
-    local used_requests, used_tokens = used_at(state, starts, period)
-    if outcome == GRANTED and requests + tokens > 0 then
-        add(state, starts, starts + validity, requests, tokens, resolution)
-        state.last_start = starts
+    local used_requests, used_tokens = used_at(starts, period)
+    if outcome == GRANTED and is_asked then
         used_requests, used_tokens = used_requests + requests, used_tokens + tokens
+        add(starts, starts + validity, requests, tokens, resolution)
+        state[LAST_START] = starts
     else
         requests, tokens = 0, 0
     end
-    save(state)
+    save_state()
     return {
-        outcome, state.head, starts - now, requests, tokens, used_requests, used_tokens,
-        slots, waiting, shares_left(state), state.epoch,
+        outcome, state[HEAD], starts - now, requests, tokens, used_requests, used_tokens, slots, waiting,
+        shares_left(), state[EPOCH],
     }
 end
 
-function operations.record()
-    local period, resolution = number(), number()
-    local state = load_state()
-    state.period = math.max(state.period, period)
-    for _ = 1, number() do
-        local sent_at, requests, tokens = now - number(), number(), number()
-        if sent_at + state.period * KEPT_LONGER > now then
-            if state.head < state.first or sent_at > state.head_end then
-                add(state, sent_at, sent_at, requests, tokens, resolution)
+local function record()
+    local period, resolution = numbers[1], numbers[2]
+    load_state(period)
+    -- struct.unpack says last where it stopped
+    for at = 3, #numbers - 1, 3 do
+        local sent_at, requests, tokens = now - numbers[at], numbers[at + 1], numbers[at + 2]
+        if numbers[at] < KEPT_PERIODS * state[PERIOD] then
+            if state[HEAD] < state[FIRST] or sent_at > state[OF_HEAD + END] then
+                add(sent_at, sent_at, requests, tokens, resolution)
             else
-                local index = search(state, function(index)
-                    return entry(state, index) >= sent_at
-                end, state.head)
-                adjust(state, index, requests, tokens)
+                adjust(search(END, sent_at, state[HEAD]), requests, tokens)
             end
         end
     end
-    save(state)
-    return { shares_left(state), state.epoch }
+    save_state()
+    return { shares_left(), state[EPOCH] }
 end
 
-function operations.pause()
-    local period, until_ = number(), now + number()
-    local state = load_state()
-    state.period = math.max(state.period, period)
-    state.paused_until = math.max(state.paused_until, until_)
-    save(state)
-    return { shares_left(state), state.epoch }
+local function pause()
+    load_state(numbers[1])
+    state[PAUSED_UNTIL] = math.max(state[PAUSED_UNTIL], now + numbers[2])
+    save_state()
+    return { shares_left(), state[EPOCH] }
 end
 
-function operations.begin_shares()
-    local period, seconds = number(), number()
-    local state = load_state()
-    state.period = math.max(state.period, period)
-    if shares_left(state) == 0 then
-        state.shares_until = now + seconds
+local function begin_shares()
+    load_state(numbers[1])
+    if shares_left() == 0 then
+        state[SHARES_UNTIL] = now + numbers[2]
     end
-    save(state)
-    return { shares_left(state), state.epoch }
+    save_state()
+    return { shares_left(), state[EPOCH] }
 end
 
-function operations.usage()
-    local period = number()
-    local state, is_new = load_state()
-    local requests, tokens = used_at(state, now, period)
-    local _, _, slots = slots_of('')
-    return { requests, tokens, slots, call('ZCARD', WAITING), shares_left(state), is_new and 0 or state.epoch }
+local function usage()
+    load_state(numbers[1])
+    forget_dead()
+    local requests, tokens = used_at(now, numbers[1])
+    local _, _, _, slots = slots_of('')
+    return { requests, tokens, slots, call('ZCARD', WAITING), shares_left(), state[EPOCH] }
 end
 
-function operations.leave()
-    local channel, news, process = argument(), argument(), argument()
-    if forget_process(process) > 0 then
-        tell_waiting(channel, news)
-    end
+local function leave()
+    tell_waiting(forget_process(process))
     return {}
 end
 
+local operations = {
+    reserve = reserve, record = record, pause = pause, begin_shares = begin_shares, usage = usage, leave = leave,
+}
 local is_well, result = pcall(operations[operation])
-if is_well then
+if is_well or type(result) == 'table' then
     return result
-elseif type(result) == 'table' and result.resilience_content then
-    return redis.error_reply('RESILIENCE_CONTENT ' .. result.resilience_content)
 end
-return type(result) == 'table' and result or redis.error_reply('ERR ' .. tostring(result))
+return redis.error_reply('ERR ' .. tostring(result))

@@ -8,6 +8,7 @@ all others do.
 
 import json
 import math
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -269,8 +270,8 @@ class ValkeyLimits:
         self._news = json.dumps({"kind": "slot", "name": name, "from": process})
         parts = ("quota", "slots", "leases", "waiting")
         self._keys = tuple(connection.key(f"limit:{name}", part) for part in parts)
-        # Microseconds on a clock of a test's own, which the script then takes for the store's.
-        self.now: int | None = None
+        # The store's own clock, or microseconds on the clock of a simulation.
+        self.now = -1
 
     async def reserve(self, waiting: Waiting, wish: Wish) -> Grant:
         """Grant what fits, now or after a wait.
@@ -292,10 +293,10 @@ class ValkeyLimits:
 
     def record(self, limits: Limits, sent: Sequence[Recorded]) -> Standing:
         """Count what was sent without a grant."""
-        arguments: list[str | int] = [_micro(limits.period), _micro(limits.resolution), len(sent)]
+        numbers = [_micro(limits.period), _micro(limits.resolution)]
         for entry in sent:
-            arguments += (math.floor(entry.seconds_ago * _MICROSECONDS), entry.requests, entry.tokens)
-        return self._standing("record", arguments)
+            numbers += (math.floor(entry.seconds_ago * _MICROSECONDS), entry.requests, entry.tokens)
+        return self._standing("record", numbers)
 
     def pause(self, limits: Limits, seconds: float) -> Standing:
         """Start nothing before so many seconds have passed: the server refused something."""
@@ -312,16 +313,16 @@ class ValkeyLimits:
 
     def leave(self) -> None:
         """Give all slots of this process back at once."""
-        self._run("leave", [self._channel, self._news, self._process], 0)
+        self._run("leave", [], 0)
 
-    def _reserve_arguments(self, wish: Wish) -> list[str | int]:
+    def _arguments(self, operation: str, numbers: Sequence[int]) -> list[str | bytes | int]:
+        # packed, since each argument costs both ends more than eight bytes do
+        packed = struct.pack(f"<{len(numbers)}d", *numbers)
+        return [operation, self.now, self._channel, self._news, self._process, packed]
+
+    def _reserve_arguments(self, wish: Wish) -> list[str | bytes | int]:
         limits, slots = wish.limits, wish.slots or _NO_SLOTS
-        arguments: list[str | int] = [
-            "reserve",
-            -1 if self.now is None else self.now,
-            self._channel,
-            self._news,
-            self._process,
+        numbers = [
             slots.sequence,
             wish.known_epoch,
             _micro(limits.period),
@@ -337,13 +338,13 @@ class ValkeyLimits:
             slots.most,
             _micro(slots.lease),
             len(limits.windows),
+            len(wish.giving_back),
         ]
         for window in limits.windows:
-            arguments += (_micro(window.seconds), int(window.counts_tokens), window.limit)
-        arguments.append(len(wish.giving_back))
+            numbers += (_micro(window.seconds), window.counts_tokens, window.limit)
         for unsent in wish.giving_back:
-            arguments += (unsent.epoch, unsent.entry, unsent.requests, unsent.tokens)
-        return arguments
+            numbers += (unsent.epoch, unsent.entry, unsent.requests, unsent.tokens)
+        return self._arguments("reserve", numbers)
 
     def _grant(self, reply: Any) -> Grant:
         outcome, entry, wait, *counts, shares_left, epoch = self._checked(reply, 11)
@@ -351,13 +352,12 @@ class ValkeyLimits:
             raise self._content_error()
         return Grant(Outcome(outcome), entry, wait / _MICROSECONDS, *counts, shares_left / _MICROSECONDS, epoch)
 
-    def _standing(self, operation: str, arguments: list[str | int]) -> Standing:
-        shares_left, epoch = self._run(operation, arguments, 2)
+    def _standing(self, operation: str, numbers: Sequence[int]) -> Standing:
+        shares_left, epoch = self._run(operation, numbers, 2)
         return Standing(shares_left / _MICROSECONDS, epoch)
 
-    def _run(self, operation: str, arguments: list[str | int], length: int) -> list[int]:
-        now = -1 if self.now is None else self.now
-        reply = self._connection.run_blocking(SCRIPT, self._keys, [operation, now, *arguments])
+    def _run(self, operation: str, numbers: Sequence[int], length: int) -> list[int]:
+        reply = self._connection.run_blocking(SCRIPT, self._keys, self._arguments(operation, numbers))
         return self._checked(reply, length)
 
     def _checked(self, reply: Any, length: int) -> list[int]:

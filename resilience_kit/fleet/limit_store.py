@@ -1,0 +1,385 @@
+"""What a fleet's store does for one rate limit: it grants, takes back, and holds the slots of all processes.
+
+The promise is the one that holds in a single process: never more than the quota in any window that the server may
+use. The script beside this file keeps it, on the store's clock and in one round trip. A grant is a lease on some of
+the quota, good for a short time from its start on: who sends within that time never goes above the quota, whatever
+all others do.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Protocol
+
+from resilience_kit.errors import ConfigurationError, StoreContentError
+from resilience_kit.fleet.connection import Connection, packaged_script
+from resilience_kit.quota_ceilings import SHORT_WINDOWS
+from resilience_kit.waiting import Waiting
+
+SCRIPT = packaged_script("limit")
+# Of a period: how long a grant is good for, and how far apart grants are that the store tells apart.
+VALIDITY = RESOLUTION = 1 / 240
+# The script keeps a hint for each window.
+_MOST_WINDOWS = 4
+_MICROSECONDS = 1_000_000
+# Doubles, the script's numbers, are exact below it.
+_MOST_NUMBER = 2**53 - 1
+# No period and no pause is longer than so many seconds: sums of times stay exact.
+_LONGEST = 10 * 365 * 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What may lie in any window of some length.
+
+    Attributes:
+        seconds: The window's length, with whatever margin was learnt.
+        limit: The most that it may hold.
+        counts_tokens: Whether it counts tokens, and not requests.
+    """
+
+    seconds: float
+    limit: int
+    counts_tokens: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The quota as a process knows it, perhaps tightened by what the server said.
+
+    Attributes:
+        period: The length of the quota's window in seconds; one of `windows` is of this length.
+        windows: Four at most, in the same order each time.
+        largest_tokens: A request of more never fits. One of less does, alone in a window if that is limited to less.
+        min_interval: Seconds between the starts of two grants.
+        validity: Seconds from a grant's start in which what it grants may be sent.
+        resolution: Grants whose starts are within so many seconds are one entry in the store.
+    """
+
+    period: float
+    windows: tuple[Window, ...]
+    largest_tokens: int
+    min_interval: float = 0.0
+    validity: float = 0.25
+    resolution: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not 0 < self.period <= _LONGEST or not 0 < len(self.windows) <= _MOST_WINDOWS:
+            raise ConfigurationError(f"a limit needs a period and 1 to {_MOST_WINDOWS} windows, not {self!r}")
+        if any(window.seconds > 1.25 * self.period for window in self.windows):
+            raise ConfigurationError(f"no window may be longer than 1.25 periods, as one is in {self!r}")
+
+
+def limits_of(requests: int, tokens: int, period: float, *, min_interval: float = 0.0) -> Limits:
+    """The windows of a quota: requests over the period and a sixth of it, and tokens over the period.
+
+    Args:
+        requests: Most requests in any window of `period` seconds.
+        tokens: Most tokens in any window of `period` seconds.
+        period: Seconds.
+        min_interval: Seconds between the starts of two grants.
+
+    Example:
+        >>> limits_of(60, 10_000, 60.0).windows[1]
+        Window(seconds=10.0, limit=10, counts_tokens=False)
+    """
+    short = Window(period / SHORT_WINDOWS, max(1, requests // SHORT_WINDOWS))
+    windows = (Window(period, requests), short, Window(period, tokens, counts_tokens=True))
+    return Limits(period, windows, tokens, min_interval, VALIDITY * period, RESOLUTION * period)
+
+
+@dataclass(frozen=True, slots=True)
+class GivingBack:
+    """What was granted and was not sent: the grant's `epoch` and `entry`, and how much of it."""
+
+    epoch: int
+    entry: int
+    requests: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What was sent without a grant: how many seconds ago at least, and how much."""
+
+    seconds_ago: float
+    requests: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """The slots of one process, as a total: a wish that gets lost is put right by the next.
+
+    Attributes:
+        sequence: Rises with each wish of the process; one that was overtaken on its way changes no slots.
+        needed: How many it must hold, this wish's included. Where it can't, nothing else is granted either, and the
+            process waits in the store for its turn.
+        wanted: How many it would hold; no less than `needed`. Those that it holds beyond are given back.
+        most: The most that all processes may hold.
+        lease: Seconds until its slots go to others, if nothing is heard of it.
+    """
+
+    sequence: int
+    needed: int
+    wanted: int
+    most: int
+    lease: float
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a process asks for.
+
+    Attributes:
+        limits: The quota as the process knows it.
+        requests: Requests that it needs, all at once.
+        tokens: Tokens that it needs with them.
+        extra_requests: Requests that it takes too if all of it may be sent now.
+        extra_tokens: Tokens that it takes too with them.
+        slots: Its slots; None if they are not limited.
+        giving_back: What it did not send of earlier grants.
+        known_epoch: The epoch of the last answer; 0 if there was none in the last two periods, after which a state
+            that nobody uses is forgotten. If the store has lost what it knew, all keep to their shares for a period.
+    """
+
+    limits: Limits
+    requests: int = 0
+    tokens: int = 0
+    extra_requests: int = 0
+    extra_tokens: int = 0
+    slots: Slots | None = None
+    giving_back: Sequence[GivingBack] = ()
+    known_epoch: int = 0
+
+
+class Outcome(IntEnum):
+    """What became of a wish. Slots are as the answer says in any case."""
+
+    GRANTED = 0
+    NO_SLOT = 1
+    ASK_AGAIN = 2
+    SHARES = 3
+    NEVER = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The answer to a wish.
+
+    Attributes:
+        outcome: Nothing but slots is granted unless it is `GRANTED`: there was no slot, or the line is so long that
+            the process has to ask again after `wait`, or all keep to their shares for `shares_left`, or it never fits.
+        entry: What to name when something is given back. It never falls within an epoch: if it does, the store was
+            set back to what it was before.
+        wait: Seconds from the answer until it may be sent. It may be sent until `validity` later, counted from before
+            the wish was told, and no more then.
+        requests: Requests that are granted.
+        tokens: Tokens that are granted with them.
+        requests_then: Requests in the period's window at the start, these included.
+        tokens_then: Tokens in the period's window at the start, these included.
+        slots: How many slots the process holds.
+        waiting: How many processes wait for a slot.
+        shares_left: Seconds for which every process keeps to its share, and reports what it sends.
+        epoch: Which life of the store's state this is; it changes when the state is lost.
+    """
+
+    outcome: Outcome
+    entry: int
+    wait: float
+    requests: int
+    tokens: int
+    requests_then: int
+    tokens_then: int
+    slots: int
+    waiting: int
+    shares_left: float
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where all are after a report: seconds for which they keep to their shares, and the state's epoch."""
+
+    shares_left: float
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Where a limit stands over the fleet: what the period's window holds, and its slots."""
+
+    requests: int
+    tokens: int
+    slots: int
+    waiting: int
+    shares_left: float
+    epoch: int
+
+
+class LimitStore(Protocol):
+    """One rate limit of a fleet. All but `reserve` block, and are for threads that may."""
+
+    async def reserve(self, waiting: Waiting, wish: Wish) -> Grant:
+        """Grant what fits, now or after a wait. It counts from then on, sent or not, unless it is given back."""
+        ...
+
+    def reserve_blocking(self, wish: Wish) -> Grant:
+        """As `reserve`, from a thread."""
+        ...
+
+    def record(self, limits: Limits, sent: Sequence[Recorded]) -> Standing:
+        """Count what was sent without a grant."""
+        ...
+
+    def pause(self, limits: Limits, seconds: float) -> Standing:
+        """Start nothing before so many seconds have passed: the server refused something."""
+        ...
+
+    def begin_shares(self, limits: Limits, seconds: float) -> Standing:
+        """Have all processes keep to their shares for so long, unless they do already."""
+        ...
+
+    def usage(self, limits: Limits) -> Usage:
+        """What lies in the window now, over the fleet."""
+        ...
+
+    def leave(self) -> None:
+        """Give all slots of this process back at once."""
+
+
+class ValkeyLimits:
+    """One rate limit of a fleet on Valkey or Redis.
+
+    Args:
+        connection: The way to the store.
+        name: The limit's name.
+        process: What this process is called in the fleet.
+        channel: Where others are told that a slot has become free.
+    """
+
+    __slots__ = ("_channel", "_connection", "_keys", "_news", "_process", "now")
+
+    def __init__(self, connection: Connection, name: str, process: str, channel: str) -> None:
+        self._connection = connection
+        self._process = process
+        self._channel = channel
+        self._news = json.dumps({"kind": "slot", "name": name, "from": process})
+        parts = ("quota", "slots", "leases", "waiting")
+        self._keys = tuple(connection.key(f"limit:{name}", part) for part in parts)
+        # The store's own clock, or microseconds on the clock of a simulation.
+        self.now = -1
+
+    async def reserve(self, waiting: Waiting, wish: Wish) -> Grant:
+        """Grant what fits, now or after a wait.
+
+        Raises:
+            StoreUnavailableError: The store did not answer in time. Whether it granted something is unknown.
+            StoreContentError: Something else is under the limit's keys.
+        """
+        if _never_fits(wish):
+            return _NEVER
+        reply = await self._connection.run(waiting, SCRIPT, self._keys, self._reserve_arguments(wish))
+        return self._grant(reply)
+
+    def reserve_blocking(self, wish: Wish) -> Grant:
+        """As `reserve`, from a thread."""
+        if _never_fits(wish):
+            return _NEVER
+        return self._grant(self._connection.run_blocking(SCRIPT, self._keys, self._reserve_arguments(wish)))
+
+    def record(self, limits: Limits, sent: Sequence[Recorded]) -> Standing:
+        """Count what was sent without a grant."""
+        numbers = [_micro(limits.period), _micro(limits.resolution)]
+        for entry in sent:
+            numbers += (math.floor(entry.seconds_ago * _MICROSECONDS), entry.requests, entry.tokens)
+        return self._standing("record", numbers)
+
+    def pause(self, limits: Limits, seconds: float) -> Standing:
+        """Start nothing before so many seconds have passed: the server refused something."""
+        return self._standing("pause", [_micro(limits.period), _micro(seconds)])
+
+    def begin_shares(self, limits: Limits, seconds: float) -> Standing:
+        """Have all processes keep to their shares for so long, unless they do already."""
+        return self._standing("begin_shares", [_micro(limits.period), _micro(seconds)])
+
+    def usage(self, limits: Limits) -> Usage:
+        """What lies in the window now, over the fleet."""
+        requests, tokens, slots, waiting, shares_left, epoch = self._run("usage", [_micro(limits.period)], 6)
+        return Usage(requests, tokens, slots, waiting, shares_left / _MICROSECONDS, epoch)
+
+    def leave(self) -> None:
+        """Give all slots of this process back at once."""
+        self._run("leave", [], 0)
+
+    def _arguments(self, operation: str, numbers: Sequence[int]) -> list[str | bytes | int]:
+        # packed, since each argument costs both ends more than eight bytes do
+        packed = struct.pack(f"<{len(numbers)}d", *numbers)
+        return [operation, self.now, self._channel, self._news, self._process, packed]
+
+    def _reserve_arguments(self, wish: Wish) -> list[str | bytes | int]:
+        limits, slots = wish.limits, wish.slots or _NO_SLOTS
+        numbers = [
+            slots.sequence,
+            wish.known_epoch,
+            _micro(limits.period),
+            _micro(limits.validity),
+            _micro(limits.resolution),
+            _micro(limits.min_interval),
+            wish.requests,
+            wish.tokens,
+            wish.extra_requests,
+            wish.extra_tokens,
+            slots.needed,
+            slots.wanted,
+            slots.most,
+            _micro(slots.lease),
+            len(limits.windows),
+            len(wish.giving_back),
+        ]
+        for window in limits.windows:
+            numbers += (_micro(window.seconds), window.counts_tokens, window.limit)
+        for unsent in wish.giving_back:
+            numbers += (unsent.epoch, unsent.entry, unsent.requests, unsent.tokens)
+        return self._arguments("reserve", numbers)
+
+    def _grant(self, reply: Any) -> Grant:
+        outcome, entry, wait, *counts, shares_left, epoch = self._checked(reply, 11)
+        if outcome > Outcome.SHARES:
+            raise self._content_error()
+        return Grant(Outcome(outcome), entry, wait / _MICROSECONDS, *counts, shares_left / _MICROSECONDS, epoch)
+
+    def _standing(self, operation: str, numbers: Sequence[int]) -> Standing:
+        shares_left, epoch = self._run(operation, numbers, 2)
+        return Standing(shares_left / _MICROSECONDS, epoch)
+
+    def _run(self, operation: str, numbers: Sequence[int], length: int) -> list[int]:
+        reply = self._connection.run_blocking(SCRIPT, self._keys, self._arguments(operation, numbers))
+        return self._checked(reply, length)
+
+    def _checked(self, reply: Any, length: int) -> list[int]:
+        is_sound = isinstance(reply, list) and len(reply) == length
+        if not is_sound or not all(type(number) is int and 0 <= number <= _MOST_NUMBER for number in reply):
+            raise self._content_error()
+        return reply
+
+    def _content_error(self) -> StoreContentError:
+        key = self._keys[0]
+        return StoreContentError(f"what lies under {key!r} is not what the kit put there", key=key)
+
+
+_NO_SLOTS = Slots(sequence=0, needed=0, wanted=0, most=0, lease=0.0)
+_NEVER = Grant(Outcome.NEVER, 0, math.inf, 0, 0, 0, 0, 0, 0, 0.0, 0)
+
+
+def _never_fits(wish: Wish) -> bool:
+    if wish.tokens > wish.limits.largest_tokens:
+        return True
+    return any(not window.counts_tokens and wish.requests > window.limit for window in wish.limits.windows)
+
+
+def _micro(seconds: float) -> int:
+    return math.ceil(seconds * _MICROSECONDS)

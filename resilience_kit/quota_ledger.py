@@ -45,8 +45,11 @@ class Sent:
 class QuotaLedger(Protocol):
     """What a limit asks about its quota, be it kept in this process or for a fleet."""
 
-    def seconds_until_fits(self, tokens: int, now: float) -> float:
-        """Seconds until one request of so many tokens may fit into every window; infinite if it never will."""
+    def seconds_until_fits(self, tokens: int, now: float) -> float | None:
+        """Seconds until one request of so many tokens may fit into every window; infinite if it never will.
+
+        None where only the store of a fleet knows, which is to be asked.
+        """
         ...
 
     def commit(self, tokens: int, now: float) -> Sent:
@@ -70,7 +73,7 @@ class QuotaLedger(Protocol):
         """Requests and tokens in the window that ends now."""
         ...
 
-    def copy(self) -> "QuotaLedger":
+    def copy(self) -> "WindowLedger":
         """A ledger with the same content, to look ahead in."""
         ...
 
@@ -128,6 +131,31 @@ class WindowLedger:
         twin._lessons = self._lessons.copy()
         return twin
 
+    @property
+    def requests(self) -> int:
+        """The quota of requests."""
+        return self._requests
+
+    @property
+    def tokens(self) -> int:
+        """The quota of tokens."""
+        return self._tokens
+
+    @property
+    def period(self) -> float:
+        """The length of the quota's window in seconds."""
+        return self._period
+
+    @property
+    def lessons(self) -> Lessons:
+        """What was learnt from the server."""
+        return self._lessons
+
+    def sent(self, now: float) -> list[tuple[float, int]]:
+        """When each request in the window that ends now was sent, and its tokens."""
+        self._forget_old(now)
+        return [(sent.at, sent.tokens) for sent in self._sent]
+
     def used(self, now: float) -> tuple[int, int]:
         """Requests and tokens in the window that ends now, those that only the server has seen included."""
         self._forget_old(now)
@@ -155,6 +183,11 @@ class WindowLedger:
             return 0.0
         return max(0.0, at - now)
 
+    def seconds_until_fits_into(self, requests: int, most_tokens: int, tokens: int, now: float) -> float:
+        """Seconds until one request fits into windows of so many requests and tokens, a part of the quota."""
+        self._forget_old(now)
+        return max(0.0, max(self._requests_fit_at(requests), self._tokens_fit_at(tokens, most_tokens)) - now)
+
     def commit(self, tokens: int, now: float) -> Sent:
         """Count a request that is sent now."""
         self._tokens_in_window += tokens
@@ -181,14 +214,18 @@ class WindowLedger:
         self._lessons.answered(advice, sent.at, requests, tokens, now)
 
     def refused(self, advice: ServerAdvice, sent: Sent, now: float) -> None:
-        """Learn from the refusal of a request. It counts as a request, but for no tokens: none were taken."""
+        """Learn from the refusal of a request."""
+        self._lessons.refused(advice, self.count_refused(advice, sent, now), now)
+
+    def count_refused(self, advice: ServerAdvice, sent: Sent, now: float) -> Seen:
+        """Count a refused request as a request, but for no tokens: none were taken. Returns what was around it."""
         self._forget_old(now)
         index = None if advice.exhausted is None else self._index(sent)
         if index is not None:
             self._sent[index] = replace(sent, tokens=0, is_refused=True)
             self._tokens_in_window -= sent.tokens
             self._refused_in_window += 1
-        self._lessons.refused(advice, self._seen_around(sent), now)
+        return self._seen_around(sent)
 
     def news(self) -> list[Correction]:
         """What has been learnt since this was asked last."""

@@ -114,6 +114,21 @@ def rules_of(adaptive: object) -> frozenset[str]:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """What a window may hold by all that was learnt, which is less than the user's quota or all of it.
+
+    Attributes:
+        requests: Requests in a period.
+        tokens: Tokens in a period.
+        fine_requests: Requests in a sixtieth of it, where that is limited.
+    """
+
+    requests: int
+    tokens: int
+    fine_requests: int | None
+
+
 class _Window(NamedTuple):
     """What an answer's headers say of one quota."""
 
@@ -171,6 +186,16 @@ class Lessons:
     def margin_of(self, window: float) -> float:
         """Seconds by which a window of so many seconds is kept longer."""
         return min(self.margin, self._margin_share * window)
+
+    def in_force(self, now: float) -> InForce:
+        """What a window may hold of all requests that are known."""
+        requests = min(self.requests.value, self.charged_requests.value)
+        tokens = self.tokens.value
+        if self.unseen_requests.at(now):
+            requests = min(requests, self.unseen_requests.leaves_of(self.requests.limit))
+        if self.unseen_tokens.at(now):
+            tokens = min(tokens, self.unseen_tokens.leaves_of(self.tokens.limit))
+        return InForce(requests, tokens, self.fine_requests)
 
     def ramp_at(self, now: float) -> float:
         """When the next request of a slow start may be sent."""

@@ -12,10 +12,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from resilience_kit import events
-from resilience_kit.errors import RateLimitTimeoutError
+from resilience_kit.errors import RateLimitTimeoutError, ResilienceError
 from resilience_kit.events import (
     Admitted,
     QuotaRelaxed,
@@ -34,6 +35,9 @@ from resilience_kit.response_times import ResponseTimes
 from resilience_kit.server_advice import ServerAdvice, advice_from_error, advice_from_result, is_rate_limit
 from resilience_kit.spacing import Spacing
 from resilience_kit.waiting import now
+
+if TYPE_CHECKING:
+    from resilience_kit.fleet.fleet_ledger import FleetLedger
 
 PERIOD = 60.0
 # A call with a max_wait looks at so many ahead of it, half a millisecond's worth: if each of thousands looked at all,
@@ -120,15 +124,17 @@ class RateLimit:
         self._max_concurrent: int = values["max_concurrent"]
         self._min_interval: float = values["min_interval"]
         rules = rules_of(values["adaptive"])
-        self._ledger: QuotaLedger = WindowLedger(
-            values["requests_per_minute"], self._tokens_per_period, self._period, rules
-        )
         self._measures = "latency" in rules
         self._response_times = ResponseTimes(self._max_concurrent)
         self._spacing = self._new_spacing()
         self._lock = threading.Lock()
         self._queue: Queue[Ticket] = Queue(self._look, self._period)
         self._in_flight = 0
+        own = WindowLedger(values["requests_per_minute"], self._tokens_per_period, self._period, rules)
+        self._fleet = self._joined(own)
+        self._ledger: QuotaLedger = own if self._fleet is None else self._fleet
+        # why calls in the queue were refused, until they wake
+        self._refusals: dict[Ticket, ResilienceError] = {}
         # What nobody heard of when it was admitted, as it is counted here.
         self._unheard_calls = 0
         self._unheard_tokens = 0
@@ -227,10 +233,13 @@ class RateLimit:
                 if max_wait is not None and known_wait > max_wait:
                     raise self._refusal(known_wait, max_wait, ticket.tokens)
                 tell(WaitingEvent, self.name, (due, ticket.tokens, ahead))
-                if max_wait is None:
-                    await ticket.waiter.wait(None)
-                else:
-                    await self._wait_at_most(ticket, max_wait, arrived + max_wait)
+                while True:
+                    if max_wait is None:
+                        await ticket.waiter.wait(None)
+                    else:
+                        await self._wait_at_most(ticket, max_wait, arrived + max_wait)
+                    if self._fleet is None or self._may_be_sent(self._fleet, ticket):
+                        break
                 self._tell_news()
                 ticket.call.recheck()
                 waited = now() - arrived
@@ -242,7 +251,7 @@ class RateLimit:
         return ticket
 
     async def _wait_at_most(self, ticket: Ticket, max_wait: float, deadline: float) -> None:
-        while ticket.sent is None:
+        while ticket.sent is None and ticket not in self._refusals:
             left = deadline - now()
             if left > 0:
                 await ticket.waiter.wait(max(left, SHORTEST_WAIT))
@@ -250,6 +259,28 @@ class RateLimit:
             seconds = self._seconds_left(ticket)
             if ticket.sent is None:
                 raise self._refusal(seconds, max_wait, ticket.tokens)
+
+    def _may_be_sent(self, fleet: "FleetLedger", ticket: Ticket) -> bool:
+        """Whether a call that was woken may be sent; if it woke too late, it is back in the queue, where it was.
+
+        Raises:
+            ResilienceError: The fleet refused it.
+        """
+        refusal = self._refusals.pop(ticket, None)
+        if refusal is not None:
+            raise refusal
+        with self._lock:
+            sent = ticket.sent
+            if sent is None or not fleet.is_late(sent):
+                return True
+            self._in_flight -= 1
+            self._ledger.give_back(sent)
+            ticket.sent = None
+            ticket.waiter = ticket.call.waiting.waiter()
+            self._queue.join(ticket)
+            self._serve()
+        self._take_back()
+        return ticket.sent is not None
 
     def release(self, ticket: Ticket, *, sent: bool) -> None:
         """Give a slot or a place in the queue back, and the quota as well if nothing was sent. Never blocks."""
@@ -315,6 +346,8 @@ class RateLimit:
         if self._in_flight >= self._response_times.limit:
             return None
         due = self._ledger.seconds_until_fits(ticket.tokens, current)
+        if due is None:
+            return None
         if self._spacing is not None:
             due = max(due, self._spacing.seconds_until_room())
         if due <= 0:
@@ -331,13 +364,46 @@ class RateLimit:
             if not ticket.waiter.is_gone:
                 current = now()
                 due = self._start(ticket, current)
-                if ticket.sent is None:
+                if ticket.sent is None and (self._fleet is None or not self._is_refused(self._fleet, ticket)):
                     if due is not None:
                         self._queue.set_alarm(current, due)
+                    elif self._fleet is not None:
+                        self._ask(self._fleet, ticket)
                     return due
                 ticket.waiter.wake()
             self._queue.leave(ticket)
         return None
+
+    def _is_refused(self, fleet: "FleetLedger", ticket: Ticket) -> bool:
+        refusal = fleet.refusal(ticket.tokens)
+        if refusal is not None:
+            self._refusals[ticket] = refusal
+        return refusal is not None
+
+    def _ask(self, fleet: "FleetLedger", ticket: Ticket) -> None:
+        """Have the store asked for the head of the queue, and for those behind, where the head waits."""
+        wish = fleet.wish(ticket.tokens, (other.tokens for other in self._queue.first(_MOST_LOOKED_AT) if other is not ticket))
+        if wish is not None:
+            ticket.waiter.start(partial(fleet.ask, ticket.call.waiting, wish))
+
+    def _joined(self, own: WindowLedger) -> "FleetLedger | None":
+        """The fleet's ledger around this process's own, if there is a fleet that shares the name."""
+        # pydantic and redis are imported where they are needed
+        from resilience_kit.settings import current_settings
+
+        if current_settings().resilience_store is None or rate_limits.is_private(self.name):
+            return None
+        from resilience_kit.fleet.fleet_ledger import joined
+
+        return joined(
+            self.name,
+            own,
+            max_concurrent=self._max_concurrent,
+            min_interval=self._min_interval,
+            lock=self._lock,
+            in_flight=lambda: self._in_flight,
+            look=self._look,
+        )
 
     def _look(self) -> None:
         with self._lock:
@@ -351,10 +417,15 @@ class RateLimit:
                     ticket, sent = self._returned.popleft()
                     if ticket.sent is None:
                         self._queue.leave(ticket)
+                        self._refusals.pop(ticket, None)
+                        if self._fleet is not None and not self._queue.lookouts:
+                            self._fleet.nobody_waits()
                         continue
                     self._in_flight -= 1
                     if not sent:
                         self._ledger.give_back(ticket.sent)
+                    if self._fleet is not None:
+                        self._fleet.freed()
                 if self._queue.lookouts:
                     self._serve()
             finally:

@@ -154,6 +154,10 @@ class Registry(Generic[ConfigurationT, NamedT]):
         self._lock = threading.RLock()
         self._items = {}
 
+    def is_private(self, name: str) -> bool:
+        """Whether a name is a simulation's."""
+        return name in self._private
+
     def reset(self, name: str | None = None) -> None:
         """Put one name, or all, back to the start."""
         items = self.items()

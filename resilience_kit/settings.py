@@ -17,6 +17,9 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 StoreUrl = Annotated[SecretStr, AfterValidator(lambda url: SecretStr(checked_store_url(url.get_secret_value())))]
 
+# What becomes of calls while the store of a fleet is lost.
+OnStoreFailure = Literal["local", "refuse", "open"]
+
 _ENV_FILE = ".env"
 _AGENTS = "_MAX_TOKENS"
 _TOKENS: TypeAdapter[int] = TypeAdapter(Count)
@@ -63,7 +66,7 @@ class ResilienceSettings(BaseSettings):
     """What all keys in the store begin with: who has another prefix shares nothing."""
     resilience_store_deadline_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.25
     """What a call to the store may take."""
-    on_store_failure: Literal["local", "refuse", "open"] = "local"
+    on_store_failure: OnStoreFailure = "local"
     """While the store is gone: keep to a share of each limit, refuse all calls, or use each limit as if alone."""
 
     _given: frozenset[str] = PrivateAttr(frozenset())

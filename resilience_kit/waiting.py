@@ -8,7 +8,7 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from contextlib import suppress
 from operator import itemgetter
 from typing import Any, Protocol, TypeVar
@@ -46,6 +46,9 @@ class Waiter(Protocol):
 
         A test that skips its waits skips this one.
         """
+
+    def start(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Have its home run a coroutine function beside the wait, asked from any thread; a thread while it waits."""
 
     def wait(self, seconds: float | None) -> Awaitable[None]:
         """Wait to be woken, `seconds` at most; None waits without end."""
@@ -104,6 +107,16 @@ class ThreadWaiter:
         self._requests.append((time.monotonic() + seconds, function))
         self._event.set()
 
+    def start(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Interrupt the thread's wait for a coroutine whose waiting blocks, so that it ends at its first step."""
+
+        def run() -> None:
+            with suppress(StopIteration):
+                function().send(None)
+
+        self._requests.append((time.monotonic(), run))
+        self._event.set()
+
     async def wait(self, seconds: float | None) -> None:
         """Block the thread until it is woken, `seconds` at most."""
         deadline = math.inf if seconds is None else time.monotonic() + seconds
@@ -139,10 +152,12 @@ class ThreadWaiting:
 class TaskWaiter:
     """A task that waits to be woken."""
 
-    __slots__ = ("_future",)
+    __slots__ = ("_beside", "_future")
 
     def __init__(self) -> None:
         self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # a loop does not keep its tasks alive
+        self._beside: asyncio.Task[None] | None = None
 
     @property
     def home(self) -> asyncio.AbstractEventLoop:
@@ -163,6 +178,14 @@ class TaskWaiter:
         if mode.skips_waiting:
             seconds = _skip(seconds)
         self._in_loop(self._future.get_loop().call_later, seconds, function)
+
+    def start(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Begin a task in the waiting task's loop; it goes on when that one is cancelled."""
+
+        def begin() -> None:
+            self._beside = self._future.get_loop().create_task(function())
+
+        self._in_loop(begin)
 
     def wait(self, seconds: float | None) -> Awaitable[None]:
         """Suspend the task until it is woken, `seconds` at most."""

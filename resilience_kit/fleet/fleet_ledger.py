@@ -1,0 +1,604 @@
+"""What a limit asks about a quota that a fleet shares: short leases on what the store granted to this process.
+
+A `RateLimit` keeps its own queue, and asks here before it starts a call. A lease says how much may be sent from one
+moment to another; the store counts all of it until the last of it has left the server's windows, so that no window
+holds more than the quota, however late within its lease a call is sent. What a lease has left when it ends goes back.
+While the store cannot be asked, a share of the quota stands in for it.
+
+A limit calls this under its lock, but for `ask`, which waits for the store. What comes from the fleet's own threads
+takes that lock for itself.
+"""
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from itertools import islice
+from typing import Any
+
+from resilience_kit.errors import ResilienceError, StoreContentError, StoreUnavailableError
+from resilience_kit.fleet.fleets import Fleet, current_fleet
+from resilience_kit.fleet.limit_store import (
+    RESOLUTION,
+    VALIDITY,
+    GivingBack,
+    Grant,
+    Limits,
+    LimitStore,
+    Outcome,
+    Recorded,
+    Slots,
+    ValkeyLimits,
+    Window,
+    Wish,
+)
+from resilience_kit.fleet.membership import News
+from resilience_kit.fleet.shares import Share, share_of
+from resilience_kit.quota_ceilings import FINE_WINDOWS, SHORT_WINDOWS
+from resilience_kit.quota_ledger import Sent, WindowLedger
+from resilience_kit.quota_lessons import Correction, Seen
+from resilience_kit.server_advice import ServerAdvice
+from resilience_kit.settings import OnStoreFailure, current_settings
+from resilience_kit.validating import is_number
+from resilience_kit.waiting import Waiting, now
+
+# A lease lasts so many seconds at least, or a short period would leave no time to use it; and so many periods at
+# most, where calls are seen to come too late for theirs.
+_SHORTEST_VALIDITY, _LONGEST_VALIDITY = 0.02, 1 / 24
+# So many calls are asked for at once, at most: those that wait, or as many as came lately.
+_MOST_AT_ONCE = 64
+# Of the quota, over all processes, that may lie in leases for calls that have not come yet.
+_MOST_AHEAD = 1 / 16
+# A call that was not sent after all is looked for in so many leases.
+_REMEMBERED = 8
+# Seconds until the slots of a process that is not heard of any more go to others.
+SLOT_LEASE = 5.0
+# Seconds after which a process that waits for a slot asks again, though nobody told it that one is free.
+_SLOT_POLL = 0.5
+# Seconds that all processes have to tell what they sent when a store is back: two beats, and time to notice.
+_REJOINING = 3.0
+# A wish is kept short.
+_MOST_GIVEN_BACK = 16
+_MOST_COUNT = 2**53
+# What of `Seen` is told to the others beside its time, in its order.
+_COUNTS = tuple(field.name for field in fields(Seen))[1:]
+
+
+@dataclass(slots=True)
+class _Lease:
+    """What the store granted, and what is left of it; times are on this process's clock."""
+
+    epoch: int
+    entry: int
+    taken_at: float
+    starts_at: float
+    ends_at: float
+    requests: int
+    tokens: int
+    requests_then: int
+    tokens_then: int
+    left_at: float = math.inf
+
+    def covers(self, tokens: int, now: float) -> bool:
+        return self.requests > 0 and tokens <= self.tokens and now < self.ends_at
+
+
+class FleetLedger:
+    """What a limit asks about its quota where a fleet shares it: a `QuotaLedger` that at times has to ask the store.
+
+    Args:
+        name: The limit's name.
+        own: What this process sends, and what it learns of the quota.
+        store: The limit in the store.
+        fleet: This process's way into the fleet.
+        max_concurrent: Calls under way at once, of all processes.
+        min_interval: Seconds between the starts of two calls, of all processes.
+        on_failure: What happens while the store is lost.
+        lock: The limit's.
+        in_flight: Tells how many calls this process has under way.
+        look: Serves the limit's queue.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        own: WindowLedger,
+        store: LimitStore,
+        fleet: Fleet,
+        *,
+        max_concurrent: int,
+        min_interval: float,
+        on_failure: OnStoreFailure,
+        lock: threading.Lock,
+        in_flight: Callable[[], int],
+        look: Callable[[], None],
+    ) -> None:
+        self._name = name
+        self._own = own
+        self._store = store
+        self._fleet = fleet
+        self._member = fleet.member
+        self._max_concurrent = max_concurrent
+        self._min_interval = min_interval
+        self._on_failure = on_failure
+        self._lock = lock
+        self._in_flight = in_flight
+        self._look = look
+        self._validity = max(VALIDITY * own.period, _SHORTEST_VALIDITY)
+        self._at_once = 1
+        self._lease: _Lease | None = None
+        self._earlier: deque[_Lease] = deque(maxlen=_REMEMBERED)
+        self._unused: list[GivingBack] = []
+        self._asking_until = self._ask_at = -math.inf
+        # How many calls this process may have under way by the store's word, and until when.
+        self._slots = 0
+        self._slots_end_at = -math.inf
+        self._sequence = 0
+        self._wants_slot = self._others_want_slots = False
+        # What the store said last: which life of its state, the newest entry in it, and what the window holds.
+        self._epoch = self._entry = 0
+        self._used = (0, 0)
+        self._heard_at = -math.inf
+        self._share: Share | None = None
+        # until when the store has all processes keep to their shares
+        self._shares_until = -math.inf
+        # What was sent in a share and the store has not been told of: when, and how many tokens.
+        self._unreported: deque[tuple[float, int]] = deque()
+        self._pause_until = -math.inf
+        self._garbage: StoreContentError | None = None
+        self._is_tidied_soon = False
+        self._member.on_beat(self._tidy)
+        self._member.on_rejoin(self._rejoin)
+        self._member.on_news("slot", self._hear_of_slots)
+        self._member.on_news("refused", self._hear_of_refusal)
+
+    # What any ledger does.
+
+    def reset(self) -> None:
+        """Forget what this process knows; what the fleet knows, it keeps."""
+        self._own.reset()
+        self._leave_lease()
+        self._share = None
+        self._unreported.clear()
+
+    def copy(self) -> WindowLedger:
+        """A ledger with this process's part of the content, to look ahead in: it takes no less."""
+        return self._own.copy()
+
+    def used(self, now: float) -> tuple[int, int]:
+        """Requests and tokens in the window that ends now, of all processes, as last heard of."""
+        requests, tokens = self._own.used(now)
+        if now < self._heard_at + self._own.period:
+            requests, tokens = max(requests, self._used[0]), max(tokens, self._used[1])
+        return requests, tokens
+
+    def seconds_until_fits(self, tokens: int, now: float) -> float | None:
+        """Seconds until one request of so many tokens may fit into every window; None where the store has to say."""
+        if self._member.is_lost and self._on_failure == "refuse":
+            return math.inf
+        due = self._own.seconds_until_fits(tokens, now)
+        if due > 0:
+            return due
+        share = self._share_at(now)
+        if share is not None:
+            return share.seconds_until_fits(self._own, tokens, now)
+        lease = self._lease
+        if lease is not None and lease.covers(tokens, now):
+            return max(0.0, lease.starts_at - now)
+        return None
+
+    def commit(self, tokens: int, now: float) -> Sent:
+        """Count a request that is sent now."""
+        sent = self._own.commit(tokens, now)
+        lease = self._lease
+        if self._share is not None or lease is None:
+            self._unreported.append((now, tokens))
+            while self._unreported[0][0] < now - self._own.period:
+                self._unreported.popleft()
+            self._tidy_soon()
+        else:
+            lease.requests -= 1
+            lease.tokens -= tokens
+            # what of a lease is not sent yet counts: it may arrive before this one
+            sent.requests_then = max(sent.requests_then, lease.requests_then)
+            sent.tokens_then = max(sent.tokens_then, lease.tokens_then)
+        return sent
+
+    def give_back(self, sent: Sent) -> None:
+        """Count a request no more: it was not sent."""
+        self._own.give_back(sent)
+        lease = self._lease_of(sent)
+        if lease is None:
+            # what was reported already counts on, which errs on the safe side
+            with suppress(ValueError):
+                self._unreported.remove((sent.at, sent.tokens))
+        elif lease is self._lease:
+            lease.requests += 1
+            lease.tokens += sent.tokens
+        else:
+            self._unused.append(GivingBack(lease.epoch, lease.entry, 1, sent.tokens))
+            self._tidy_soon()
+
+    def answered(self, advice: ServerAdvice, sent: Sent, now: float) -> None:
+        """Count what the server knows and the fleet does not."""
+        self._own.answered(advice, sent, now)
+
+    def refused(self, advice: ServerAdvice, sent: Sent, now: float) -> None:
+        """Learn from the refusal of a request, and have all processes learn from it."""
+        seen = self._seen_by_all(self._own.count_refused(advice, sent, now), sent)
+        self._own.lessons.refused(advice, seen, now)
+        self._pause_until = self._own.lessons.paused_until
+        self._tidy_soon()
+        self._member.tell_news(
+            "refused",
+            self._name,
+            ago=now - seen.sent_at,
+            retry_after=advice.retry_after,
+            exhausted=advice.exhausted,
+            seen=[getattr(seen, field) for field in _COUNTS],
+        )
+
+    def news(self) -> list[Correction]:
+        """What has been learnt since this was asked last."""
+        return self._own.news()
+
+    # What a limit needs besides.
+
+    @property
+    def slots(self) -> int:
+        """How many calls this process may have under way."""
+        if self._share is not None:
+            return max(1, self._max_concurrent // self._processes)
+        return self._slots if now() < self._slots_end_at else 0
+
+    def refusal(self, tokens: int) -> ResilienceError | None:
+        """Why the call that is next is refused, if it is."""
+        garbage, self._garbage = self._garbage, None
+        if garbage is not None:
+            return garbage
+        if self._member.is_lost and self._on_failure == "refuse":
+            return self._unavailable("the store does not answer: try later, or say on_store_failure='local'", "lost")
+        share = self._share_at(now())
+        if share is not None and tokens > share.tokens:
+            return self._unavailable(
+                f"a call of {tokens} tokens is more than {share.tokens}, this process's share of the quota, and the "
+                "store that could grant more does not answer: try later",
+                "share",
+            )
+        return None
+
+    def is_late(self, sent: Sent) -> bool:
+        """Whether a request was held up until its lease had ended, so that it must not be sent on it."""
+        lease = self._lease_of(sent)
+        is_late = lease is not None and now() >= lease.ends_at
+        if is_late:
+            # where a loop is busy for so long, leases must last longer
+            most = max(_LONGEST_VALIDITY * self._own.period, _SHORTEST_VALIDITY)
+            self._validity = min(2 * self._validity, most)
+        return is_late
+
+    def freed(self) -> None:
+        """Note that a call of this process has ended."""
+        if self._others_want_slots:
+            self._tidy_soon()
+
+    def nobody_waits(self) -> None:
+        """Note that the last one that waited has gone."""
+        lease = self._lease
+        if self._wants_slot or (lease is not None and lease.starts_at > now()):
+            self._wants_slot = False
+            self._leave_lease()
+            self._tidy_soon()
+
+    def wish(self, tokens: int, behind: Iterable[int]) -> Wish | None:
+        """What to ask the store, so that the next call may start; None where it was asked, or said when to ask."""
+        current = now()
+        if self._share is not None or current < max(self._asking_until, self._ask_at):
+            return None
+        self._asking_until = current + 2 * self._fleet.connection.deadline
+        self._leave_lease()
+        limits = self._limits(tokens, current)
+        extra = self._extra(tokens, [*islice(behind, self._at_once - 1)], limits)
+        needed = self._in_flight() + 1
+        wanted = needed if self._others_want_slots else max(needed, min(needed + len(extra), self._max_concurrent))
+        return self._wish(limits, needed, wanted, requests=1, tokens=tokens, extra=extra)
+
+    async def ask(self, waiting: Waiting, wish: Wish) -> None:
+        """Ask the store, and have the limit's queue served with the answer."""
+        asked_at = now()
+        try:
+            grant = await self._store.reserve(waiting, wish)
+            with self._lock:
+                self._take(grant, wish, asked_at)
+        except StoreContentError as error:
+            self._garbage = error
+        except StoreUnavailableError as error:
+            self._member.lost(error)
+        finally:
+            self._asking_until = -math.inf
+        self._look()
+
+    def _wish(
+        self, limits: Limits, needed: int, wanted: int, *, requests: int = 0, tokens: int = 0, extra: Sequence[int] = ()
+    ) -> Wish:
+        self._sequence += 1
+        unused, self._unused = self._unused[:_MOST_GIVEN_BACK], self._unused[_MOST_GIVEN_BACK:]
+        return Wish(
+            limits,
+            requests,
+            tokens,
+            len(extra),
+            sum(extra),
+            Slots(self._sequence, needed, wanted, self._max_concurrent, SLOT_LEASE),
+            unused,
+            # a state that nobody has used for two periods may be forgotten without any harm
+            self._epoch if now() < self._heard_at + 2 * self._own.period else 0,
+        )
+
+    def _take(self, grant: Grant, wish: Wish, asked_at: float) -> None:
+        current = now()
+        if wish.slots is not None and wish.slots.sequence == self._sequence:
+            self._slots, self._slots_end_at = grant.slots, asked_at + SLOT_LEASE
+        if wish.requests:
+            self._wants_slot = grant.outcome is Outcome.NO_SLOT
+        self._others_want_slots = grant.waiting > self._wants_slot
+        is_granted = grant.outcome is Outcome.GRANTED and grant.requests > 0
+        if self._is_another_life(grant.epoch, grant.entry if is_granted else self._entry):
+            self._shares_until = asked_at + max(grant.shares_left, self._rejoining)
+        elif grant.outcome is Outcome.SHARES:
+            self._shares_until = asked_at + grant.shares_left
+        elif is_granted:
+            self._used = grant.requests_then, grant.tokens_then
+            self._lease = _Lease(
+                grant.epoch,
+                grant.entry,
+                current,
+                current + grant.wait,
+                asked_at + grant.wait + wish.limits.validity,
+                grant.requests,
+                grant.tokens,
+                grant.requests_then,
+                grant.tokens_then,
+            )
+            if grant.requests < wish.requests + wish.extra_requests:
+                self._at_once = max(1, self._at_once // 2)
+        elif wish.requests:
+            self._ask_at = current + (_SLOT_POLL if self._wants_slot else grant.wait)
+
+    # Leases.
+
+    def _lease_of(self, sent: Sent) -> _Lease | None:
+        """The lease that a request was sent on, if it was and is remembered."""
+        leases = [*self._earlier] if self._lease is None else [*self._earlier, self._lease]
+        for lease in reversed(leases):
+            if sent.at >= lease.taken_at:
+                return lease if sent.at < lease.left_at else None
+        return None
+
+    def _leave_lease(self) -> None:
+        lease, self._lease = self._lease, None
+        if lease is None:
+            return
+        lease.left_at = now()
+        self._earlier.append(lease)
+        if lease.requests > 0 or lease.tokens > 0:
+            self._unused.append(GivingBack(lease.epoch, lease.entry, max(0, lease.requests), max(0, lease.tokens)))
+        if lease.requests > 0:
+            self._at_once = max(1, self._at_once // 2)
+        elif lease.left_at < lease.ends_at:
+            self._at_once = min(_MOST_AT_ONCE, 2 * self._at_once)
+
+    def _extra(self, tokens: int, behind: list[int], limits: Limits) -> list[int]:
+        """What to ask for besides: the calls behind, or as many as came lately, by the next one's size."""
+        if self._min_interval > 0 or behind:
+            return [] if self._min_interval > 0 else behind
+        most = self._at_once - 1
+        for window in limits.windows:
+            room = int(window.limit * _MOST_AHEAD) // self._processes
+            most = min(most, room // max(1, tokens) if window.counts_tokens else room)
+        return [tokens] * most
+
+    def _limits(self, tokens: int, now: float) -> Limits:
+        own = self._own
+        in_force = own.lessons.in_force(now)
+        requests = max(1, in_force.requests)
+
+        def window(parts: int, limit: int, *, counts_tokens: bool = False) -> Window:
+            seconds = own.period / parts
+            return Window(seconds + own.lessons.margin_of(seconds), max(1, limit), counts_tokens)
+
+        windows = [
+            window(1, requests),
+            window(SHORT_WINDOWS, requests // SHORT_WINDOWS),
+            # a request above a ceiling fits into an empty window
+            window(1, max(tokens, in_force.tokens), counts_tokens=True),
+        ]
+        if in_force.fine_requests is not None:
+            windows.append(window(FINE_WINDOWS, min(in_force.fine_requests, math.ceil(requests / FINE_WINDOWS))))
+        return Limits(
+            own.period, tuple(windows), own.tokens, self._min_interval, self._validity, RESOLUTION * own.period
+        )
+
+    def _seen_by_all(self, seen: Seen, sent: Sent) -> Seen:
+        requests = max(seen.requests, sent.requests_then - 1)
+        tokens = max(seen.tokens_in_window, sent.tokens_then - seen.tokens)
+
+        def of_all(own: int) -> int:
+            # of the others only the whole window is known: they are taken to spread alike
+            return own * requests // max(1, seen.requests)
+
+        return replace(
+            seen,
+            requests=requests,
+            tokens_in_window=tokens,
+            requests_in_fine_and_edge=of_all(seen.requests_in_fine_and_edge),
+            requests_in_short=of_all(seen.requests_in_short),
+            requests_in_short_and_edge=of_all(seen.requests_in_short_and_edge),
+            requests_and_edge=max(seen.requests_and_edge, requests),
+            tokens_and_edge=max(seen.tokens_and_edge, tokens),
+        )
+
+    # The share that stands in for the store.
+
+    @property
+    def _processes(self) -> int:
+        return 1 if self._member.is_lost and self._on_failure == "open" else self._member.live
+
+    @property
+    def _rejoining(self) -> float:
+        """Seconds that all processes have to tell what they sent."""
+        return min(self._own.period, _REJOINING)
+
+    def _share_at(self, now: float) -> Share | None:
+        if not self._member.is_lost and now >= self._shares_until:
+            self._share = None
+        elif self._share is None:
+            self._leave_lease()
+            self._share = share_of(self._own, self._processes, self.used(now), now)
+        return self._share
+
+    def _is_another_life(self, epoch: int, entry: int) -> bool:
+        """Whether the store has forgotten what it knew when it was heard last; it is told again then."""
+        is_other = self._epoch not in (0, epoch) or (epoch == self._epoch and entry < self._entry)
+        is_recent = now() < self._heard_at + 2 * self._own.period
+        self._epoch, self._entry, self._heard_at = epoch, entry, now()
+        if is_other and is_recent:
+            self._unreported = deque(self._own.sent(now()))
+            self._tidy_soon()
+        return is_other and is_recent
+
+    # What the fleet's threads call; they may wait for the store.
+
+    def _tidy_soon(self) -> None:
+        if not self._is_tidied_soon:
+            self._is_tidied_soon = True
+            self._member.soon(self._tidy)
+
+    def _tidy(self) -> None:
+        """Tell the store what it should know: what was sent in a share, what was not sent, which slots are free."""
+        self._is_tidied_soon = False
+        if self._member.is_lost:
+            return
+        self._report()
+        with self._lock:
+            current = asked_at = now()
+            limits = self._limits(0, current)
+            lease = self._lease
+            if lease is not None and current >= lease.ends_at:
+                self._leave_lease()
+            pause = self._pause_until - current
+            in_flight = self._in_flight()
+            wish = None
+            if current >= self._asking_until and not self._wants_slot and (self._unused or self._slots or in_flight):
+                wish = self._wish(limits, in_flight, in_flight)
+                # what is free is on its way back
+                self._slots = min(self._slots, in_flight)
+            is_used = current < self._heard_at + 2 * self._own.period
+        if pause > 0:
+            self._store.pause(limits, pause)
+            self._pause_until = -math.inf
+        if wish is not None:
+            grant = self._store.reserve_blocking(wish)
+            with self._lock:
+                self._take(grant, wish, asked_at)
+        if is_used:
+            usage = self._store.usage(limits)
+            self._used = usage.requests, usage.tokens
+            self._others_want_slots = usage.waiting > self._wants_slot
+        self._look()
+
+    def _report(self) -> None:
+        sent = []
+        with suppress(IndexError):
+            while True:
+                sent.append(self._unreported.popleft())
+        if not sent:
+            return
+        current = now()
+        try:
+            self._store.record(
+                self._limits(0, current), [Recorded(max(0.0, current - at), 1, tokens) for at, tokens in sent]
+            )
+        except BaseException:
+            self._unreported.extendleft(reversed(sent))
+            raise
+
+    def _rejoin(self) -> None:
+        """Be back, as all others: before the store grants anything it has to know what was sent meanwhile."""
+        asked_at = now()
+        standing = self._store.begin_shares(self._limits(0, asked_at), self._rejoining)
+        with self._lock:
+            if self._epoch not in (0, standing.epoch):
+                self._unreported = deque(self._own.sent(asked_at))
+            self._epoch, self._entry, self._heard_at = standing.epoch, 0, now()
+            self._slots = 0
+            self._shares_until = asked_at + standing.shares_left
+        self._report()
+
+    def _hear_of_slots(self, news: News) -> None:
+        if news["name"] == self._name:
+            if self._wants_slot:
+                self._ask_at = -math.inf
+                self._look()
+            else:
+                self._others_want_slots = True
+                self._tidy_soon()
+
+    def _hear_of_refusal(self, news: News) -> None:
+        if news["name"] != self._name:
+            return
+        advice, counts, ago = _told(news)
+        with self._lock:
+            current = now()
+            self._own.lessons.refused(advice, Seen(current - ago, *counts), current)
+            self._leave_lease()
+
+    def _unavailable(self, text: str, reason: str) -> StoreUnavailableError:
+        return StoreUnavailableError(f"rate limit {self._name!r}: {text}", name=self._name, reason=reason)
+
+
+def joined(
+    name: str,
+    own: WindowLedger,
+    *,
+    max_concurrent: int,
+    min_interval: float,
+    lock: threading.Lock,
+    in_flight: Callable[[], int],
+    look: Callable[[], None],
+) -> FleetLedger | None:
+    """The ledger of a limit in the fleet that this process is in, if it is in one."""
+    fleet = current_fleet()
+    if fleet is None:
+        return None
+    return FleetLedger(
+        name,
+        own,
+        ValkeyLimits(fleet.connection, name, fleet.member.id, fleet.member.channel),
+        fleet,
+        max_concurrent=max_concurrent,
+        min_interval=min_interval,
+        on_failure=current_settings().on_store_failure,
+        lock=lock,
+        in_flight=in_flight,
+        look=look,
+    )
+
+
+def _told(news: News) -> tuple[ServerAdvice, list[int], float]:
+    """What another process was told by the server, what it had seen, and how many seconds before it sent that."""
+    retry_after, exhausted, counts, ago = (news.get(key) for key in ("retry_after", "exhausted", "seen", "ago"))
+    is_sound = (
+        (retry_after is None or (is_number(retry_after) and retry_after >= 0))
+        and exhausted in (None, "requests", "tokens")
+        and isinstance(counts, list)
+        and len(counts) == len(_COUNTS)
+        and all(type(count) is int and 0 <= count < _MOST_COUNT for count in counts)
+        and is_number(ago)
+        and ago >= 0
+    )
+    if not is_sound:
+        raise StoreContentError(f"what was told of the limit {news['name']!r} is not from this kit", key=news["name"])
+    return ServerAdvice(retry_after=retry_after, exhausted=exhausted), counts, ago

@@ -27,6 +27,7 @@ _MOST_WINDOWS = 4
 _MICROSECONDS = 1_000_000
 # Doubles, the script's numbers, are exact below it.
 _MOST_NUMBER = 2**53 - 1
+_REPLY_LENGTH = 12
 # No period and no pause is longer than so many seconds: sums of times stay exact.
 _LONGEST = 10 * 365 * 86_400.0
 
@@ -102,7 +103,7 @@ class GivingBack:
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class Sent:
     """What was sent without a grant: how many seconds ago at least, and how much."""
 
     seconds_ago: float
@@ -130,9 +131,12 @@ class Slots:
     lease: float
 
 
+NO_SLOTS = Slots(sequence=0, needed=0, wanted=0, most=0, lease=0.0)
+
+
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a process asks for.
+    """What a process asks for and tells. One that asks for nothing is for what it tells, or for the answer's numbers.
 
     Attributes:
         limits: The quota as the process knows it.
@@ -140,8 +144,12 @@ class Wish:
         tokens: Tokens that it needs with them.
         extra_requests: Requests that it takes too if all of it may be sent now.
         extra_tokens: Tokens that it takes too with them.
-        slots: Its slots; None if they are not limited.
+        slots: Its slots, `NO_SLOTS` if they are not limited. It is a total, and so gives back what is not wanted:
+            a process that ends wants none.
         giving_back: What it did not send of earlier grants.
+        sent: What it sent without a grant, while the store was away or all kept to their shares.
+        pause: Seconds before which nothing starts, since the server refused something.
+        begin_shares: Seconds for which all processes keep to their shares, unless they do already.
         known_epoch: The epoch of the last answer; 0 if there was none in the last two periods, after which a state
             that nobody uses is forgotten. If the store has lost what it knew, all keep to their shares for a period.
     """
@@ -151,8 +159,11 @@ class Wish:
     tokens: int = 0
     extra_requests: int = 0
     extra_tokens: int = 0
-    slots: Slots | None = None
+    slots: Slots = NO_SLOTS
     giving_back: Sequence[GivingBack] = ()
+    sent: Sequence[Sent] = ()
+    pause: float = 0.0
+    begin_shares: float = 0.0
     known_epoch: int = 0
 
 
@@ -182,6 +193,7 @@ class Grant:
         requests_then: Requests in the period's window at the start, these included.
         tokens_then: Tokens in the period's window at the start, these included.
         slots: How many slots the process holds.
+        all_slots: How many all processes hold, if the wish spoke of slots.
         waiting: How many processes wait for a slot.
         shares_left: Seconds for which every process keeps to its share, and reports what it sends.
         epoch: Which life of the store's state this is; it changes when the state is lost.
@@ -195,33 +207,14 @@ class Grant:
     requests_then: int
     tokens_then: int
     slots: int
-    waiting: int
-    shares_left: float
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """Where all are after a report: seconds for which they keep to their shares, and the state's epoch."""
-
-    shares_left: float
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Where a limit stands over the fleet: what the period's window holds, and its slots."""
-
-    requests: int
-    tokens: int
-    slots: int
+    all_slots: int
     waiting: int
     shares_left: float
     epoch: int
 
 
 class LimitStore(Protocol):
-    """One rate limit of a fleet. All but `reserve` block, and are for threads that may."""
+    """One rate limit of a fleet."""
 
     async def reserve(self, waiting: Waiting, wish: Wish) -> Grant:
         """Grant what fits, now or after a wait. It counts from then on, sent or not, unless it is given back."""
@@ -230,25 +223,6 @@ class LimitStore(Protocol):
     def reserve_blocking(self, wish: Wish) -> Grant:
         """As `reserve`, from a thread."""
         ...
-
-    def record(self, limits: Limits, sent: Sequence[Recorded]) -> Standing:
-        """Count what was sent without a grant."""
-        ...
-
-    def pause(self, limits: Limits, seconds: float) -> Standing:
-        """Start nothing before so many seconds have passed: the server refused something."""
-        ...
-
-    def begin_shares(self, limits: Limits, seconds: float) -> Standing:
-        """Have all processes keep to their shares for so long, unless they do already."""
-        ...
-
-    def usage(self, limits: Limits) -> Usage:
-        """What lies in the window now, over the fleet."""
-        ...
-
-    def leave(self) -> None:
-        """Give all slots of this process back at once."""
 
 
 class ValkeyLimits:
@@ -282,46 +256,16 @@ class ValkeyLimits:
         """
         if _never_fits(wish):
             return _NEVER
-        reply = await self._connection.run(waiting, SCRIPT, self._keys, self._reserve_arguments(wish))
-        return self._grant(reply)
+        return self._grant(await self._connection.run(waiting, SCRIPT, self._keys, self._arguments(wish)))
 
     def reserve_blocking(self, wish: Wish) -> Grant:
         """As `reserve`, from a thread."""
         if _never_fits(wish):
             return _NEVER
-        return self._grant(self._connection.run_blocking(SCRIPT, self._keys, self._reserve_arguments(wish)))
+        return self._grant(self._connection.run_blocking(SCRIPT, self._keys, self._arguments(wish)))
 
-    def record(self, limits: Limits, sent: Sequence[Recorded]) -> Standing:
-        """Count what was sent without a grant."""
-        numbers = [_micro(limits.period), _micro(limits.resolution)]
-        for entry in sent:
-            numbers += (math.floor(entry.seconds_ago * _MICROSECONDS), entry.requests, entry.tokens)
-        return self._standing("record", numbers)
-
-    def pause(self, limits: Limits, seconds: float) -> Standing:
-        """Start nothing before so many seconds have passed: the server refused something."""
-        return self._standing("pause", [_micro(limits.period), _micro(seconds)])
-
-    def begin_shares(self, limits: Limits, seconds: float) -> Standing:
-        """Have all processes keep to their shares for so long, unless they do already."""
-        return self._standing("begin_shares", [_micro(limits.period), _micro(seconds)])
-
-    def usage(self, limits: Limits) -> Usage:
-        """What lies in the window now, over the fleet."""
-        requests, tokens, slots, waiting, shares_left, epoch = self._run("usage", [_micro(limits.period)], 6)
-        return Usage(requests, tokens, slots, waiting, shares_left / _MICROSECONDS, epoch)
-
-    def leave(self) -> None:
-        """Give all slots of this process back at once."""
-        self._run("leave", [], 0)
-
-    def _arguments(self, operation: str, numbers: Sequence[int]) -> list[str | bytes | int]:
-        # packed, since each argument costs both ends more than eight bytes do
-        packed = struct.pack(f"<{len(numbers)}d", *numbers)
-        return [operation, self.now, self._channel, self._news, self._process, packed]
-
-    def _reserve_arguments(self, wish: Wish) -> list[str | bytes | int]:
-        limits, slots = wish.limits, wish.slots or _NO_SLOTS
+    def _arguments(self, wish: Wish) -> list[str | bytes | int]:
+        limits, slots = wish.limits, wish.slots
         numbers = [
             slots.sequence,
             wish.known_epoch,
@@ -337,42 +281,38 @@ class ValkeyLimits:
             slots.wanted,
             slots.most,
             _micro(slots.lease),
+            _micro(wish.pause),
+            _micro(wish.begin_shares),
             len(limits.windows),
             len(wish.giving_back),
+            len(wish.sent),
         ]
         for window in limits.windows:
             numbers += (_micro(window.seconds), window.counts_tokens, window.limit)
         for unsent in wish.giving_back:
             numbers += (unsent.epoch, unsent.entry, unsent.requests, unsent.tokens)
-        return self._arguments("reserve", numbers)
+        for sent in wish.sent:
+            # later than it was, rather than sooner
+            numbers += (math.floor(sent.seconds_ago * _MICROSECONDS), sent.requests, sent.tokens)
+        # packed, since each argument costs both ends more than eight bytes do
+        packed = struct.pack(f"<{len(numbers)}d", *numbers)
+        return [self.now, self._channel, self._news, self._process, packed]
 
     def _grant(self, reply: Any) -> Grant:
-        outcome, entry, wait, *counts, shares_left, epoch = self._checked(reply, 11)
+        is_sound = isinstance(reply, list) and len(reply) == _REPLY_LENGTH
+        if not is_sound or not all(type(number) is int and 0 <= number <= _MOST_NUMBER for number in reply):
+            raise self._content_error()
+        outcome, entry, wait, *counts, shares_left, epoch = reply
         if outcome > Outcome.SHARES:
             raise self._content_error()
         return Grant(Outcome(outcome), entry, wait / _MICROSECONDS, *counts, shares_left / _MICROSECONDS, epoch)
-
-    def _standing(self, operation: str, numbers: Sequence[int]) -> Standing:
-        shares_left, epoch = self._run(operation, numbers, 2)
-        return Standing(shares_left / _MICROSECONDS, epoch)
-
-    def _run(self, operation: str, numbers: Sequence[int], length: int) -> list[int]:
-        reply = self._connection.run_blocking(SCRIPT, self._keys, self._arguments(operation, numbers))
-        return self._checked(reply, length)
-
-    def _checked(self, reply: Any, length: int) -> list[int]:
-        is_sound = isinstance(reply, list) and len(reply) == length
-        if not is_sound or not all(type(number) is int and 0 <= number <= _MOST_NUMBER for number in reply):
-            raise self._content_error()
-        return reply
 
     def _content_error(self) -> StoreContentError:
         key = self._keys[0]
         return StoreContentError(f"what lies under {key!r} is not what the kit put there", key=key)
 
 
-_NO_SLOTS = Slots(sequence=0, needed=0, wanted=0, most=0, lease=0.0)
-_NEVER = Grant(Outcome.NEVER, 0, math.inf, 0, 0, 0, 0, 0, 0, 0.0, 0)
+_NEVER = Grant(Outcome.NEVER, 0, math.inf, 0, 0, 0, 0, 0, 0, 0, 0.0, 0)
 
 
 def _never_fits(wish: Wish) -> bool:

@@ -20,7 +20,9 @@ from typing import Any
 
 from resilience_kit.errors import ResilienceError, StoreContentError, StoreUnavailableError
 from resilience_kit.fleet.fleets import Fleet, current_fleet
+from resilience_kit.fleet import limit_store
 from resilience_kit.fleet.limit_store import (
+    NO_SLOTS,
     RESOLUTION,
     VALIDITY,
     GivingBack,
@@ -28,7 +30,6 @@ from resilience_kit.fleet.limit_store import (
     Limits,
     LimitStore,
     Outcome,
-    Recorded,
     Slots,
     ValkeyLimits,
     Window,
@@ -60,7 +61,7 @@ _SLOT_POLL = 0.5
 # Seconds that all processes have to tell what they sent when a store is back: two beats, and time to notice.
 _REJOINING = 3.0
 # A wish is kept short.
-_MOST_GIVEN_BACK = 16
+_MOST_TOLD = 64
 _MOST_COUNT = 2**53
 # What of `Seen` is told to the others beside its time, in its order.
 _COUNTS = tuple(field.name for field in fields(Seen))[1:]
@@ -303,7 +304,9 @@ class FleetLedger:
         extra = self._extra(tokens, [*islice(behind, self._at_once - 1)], limits)
         needed = self._in_flight() + 1
         wanted = needed if self._others_want_slots else max(needed, min(needed + len(extra), self._max_concurrent))
-        return self._wish(limits, needed, wanted, requests=1, tokens=tokens, extra=extra)
+        return self._wish(
+            limits, needed, wanted, requests=1, tokens=tokens, extra_requests=len(extra), extra_tokens=sum(extra)
+        )
 
     async def ask(self, waiting: Waiting, wish: Wish) -> None:
         """Ask the store, and have the limit's queue served with the answer."""
@@ -320,37 +323,35 @@ class FleetLedger:
             self._asking_until = -math.inf
         self._look()
 
-    def _wish(
-        self, limits: Limits, needed: int, wanted: int, *, requests: int = 0, tokens: int = 0, extra: Sequence[int] = ()
-    ) -> Wish:
+    def _wish(self, limits: Limits, needed: int, wanted: int, **values: Any) -> Wish:
         self._sequence += 1
-        unused, self._unused = self._unused[:_MOST_GIVEN_BACK], self._unused[_MOST_GIVEN_BACK:]
+        unused, self._unused = self._unused[:_MOST_TOLD], self._unused[_MOST_TOLD:]
+        current = now()
+        pause, self._pause_until = max(0.0, self._pause_until - current), -math.inf
         return Wish(
             limits,
-            requests,
-            tokens,
-            len(extra),
-            sum(extra),
-            Slots(self._sequence, needed, wanted, self._max_concurrent, SLOT_LEASE),
-            unused,
+            slots=Slots(self._sequence, needed, wanted, self._max_concurrent, SLOT_LEASE),
+            giving_back=unused,
+            pause=pause,
             # a state that nobody has used for two periods may be forgotten without any harm
-            self._epoch if now() < self._heard_at + 2 * self._own.period else 0,
+            known_epoch=self._epoch if current < self._heard_at + 2 * self._own.period else 0,
+            **values,
         )
 
     def _take(self, grant: Grant, wish: Wish, asked_at: float) -> None:
         current = now()
-        if wish.slots is not None and wish.slots.sequence == self._sequence:
+        if wish.slots.sequence == self._sequence:
             self._slots, self._slots_end_at = grant.slots, asked_at + SLOT_LEASE
         if wish.requests:
             self._wants_slot = grant.outcome is Outcome.NO_SLOT
         self._others_want_slots = grant.waiting > self._wants_slot
         is_granted = grant.outcome is Outcome.GRANTED and grant.requests > 0
+        self._used = grant.requests_then, grant.tokens_then
         if self._is_another_life(grant.epoch, grant.entry if is_granted else self._entry):
             self._shares_until = asked_at + max(grant.shares_left, self._rejoining)
         elif grant.outcome is Outcome.SHARES:
             self._shares_until = asked_at + grant.shares_left
         elif is_granted:
-            self._used = grant.requests_then, grant.tokens_then
             self._lease = _Lease(
                 grant.epoch,
                 grant.entry,
@@ -479,63 +480,49 @@ class FleetLedger:
     def _tidy(self) -> None:
         """Tell the store what it should know: what was sent in a share, what was not sent, which slots are free."""
         self._is_tidied_soon = False
-        if self._member.is_lost:
-            return
-        self._report()
-        with self._lock:
-            current = asked_at = now()
-            limits = self._limits(0, current)
-            lease = self._lease
-            if lease is not None and current >= lease.ends_at:
-                self._leave_lease()
-            pause = self._pause_until - current
-            in_flight = self._in_flight()
-            wish = None
-            if current >= self._asking_until and not self._wants_slot and (self._unused or self._slots or in_flight):
-                wish = self._wish(limits, in_flight, in_flight)
-                # what is free is on its way back
-                self._slots = min(self._slots, in_flight)
-            is_used = current < self._heard_at + 2 * self._own.period
-        if pause > 0:
-            self._store.pause(limits, pause)
-            self._pause_until = -math.inf
-        if wish is not None:
-            grant = self._store.reserve_blocking(wish)
-            with self._lock:
-                self._take(grant, wish, asked_at)
-        if is_used:
-            usage = self._store.usage(limits)
-            self._used = usage.requests, usage.tokens
-            self._others_want_slots = usage.waiting > self._wants_slot
-        self._look()
-
-    def _report(self) -> None:
-        sent = []
-        with suppress(IndexError):
-            while True:
-                sent.append(self._unreported.popleft())
-        if not sent:
-            return
-        current = now()
-        try:
-            self._store.record(
-                self._limits(0, current), [Recorded(max(0.0, current - at), 1, tokens) for at, tokens in sent]
-            )
-        except BaseException:
-            self._unreported.extendleft(reversed(sent))
-            raise
+        if not self._member.is_lost:
+            self._tell_store()
+            self._look()
 
     def _rejoin(self) -> None:
         """Be back, as all others: before the store grants anything it has to know what was sent meanwhile."""
+        self._slots = 0
+        self._tell_store(begin_shares=self._rejoining)
+
+    def _tell_store(self, *, begin_shares: float = 0.0) -> None:
         asked_at = now()
-        standing = self._store.begin_shares(self._limits(0, asked_at), self._rejoining)
         with self._lock:
-            if self._epoch not in (0, standing.epoch):
-                self._unreported = deque(self._own.sent(asked_at))
-            self._epoch, self._entry, self._heard_at = standing.epoch, 0, now()
-            self._slots = 0
-            self._shares_until = asked_at + standing.shares_left
-        self._report()
+            lease = self._lease
+            if lease is not None and asked_at >= lease.ends_at:
+                self._leave_lease()
+            # who waits for a slot keeps its place, and who asks says it all with that
+            keeps_still = self._wants_slot or asked_at < self._asking_until
+            is_used = asked_at < self._heard_at + 2 * self._own.period
+            if not self._unreported and not begin_shares and (keeps_still or not is_used):
+                return
+            sent = [self._unreported.popleft() for _ in range(min(len(self._unreported), _MOST_TOLD))]
+            in_flight = self._in_flight()
+            wish = self._wish(
+                self._limits(0, asked_at),
+                in_flight,
+                in_flight,
+                begin_shares=begin_shares,
+                sent=[limit_store.Sent(max(0.0, asked_at - at), 1, tokens) for at, tokens in sent],
+            )
+            if keeps_still:
+                wish = replace(wish, slots=NO_SLOTS)
+            else:
+                # what is free is on its way back
+                self._slots = min(self._slots, in_flight)
+        try:
+            grant = self._store.reserve_blocking(wish)
+        except BaseException:
+            self._unreported.extendleft(reversed(sent))
+            raise
+        with self._lock:
+            self._take(grant, wish, asked_at)
+        if self._unreported:
+            self._tidy_soon()
 
     def _hear_of_slots(self, news: News) -> None:
         if news["name"] == self._name:

@@ -382,16 +382,19 @@ class RateLimit:
 
     def _ask(self, fleet: "FleetLedger", ticket: Ticket) -> None:
         """Have the store asked for the head of the queue, and for those behind, where the head waits."""
-        wish = fleet.wish(ticket.tokens, (other.tokens for other in self._queue.first(_MOST_LOOKED_AT) if other is not ticket))
+        behind = (other.tokens for other in self._queue.first(_MOST_LOOKED_AT) if other is not ticket)
+        wish = fleet.wish(ticket.tokens, behind)
         if wish is not None:
             ticket.waiter.start(partial(fleet.ask, ticket.call.waiting, wish))
 
     def _joined(self, own: WindowLedger) -> "FleetLedger | None":
         """The fleet's ledger around this process's own, if there is a fleet that shares the name."""
+        if rate_limits.is_private(self.name):
+            return None
         # pydantic and redis are imported where they are needed
         from resilience_kit.settings import current_settings
 
-        if current_settings().resilience_store is None or rate_limits.is_private(self.name):
+        if current_settings().resilience_store is None:
             return None
         from resilience_kit.fleet.fleet_ledger import joined
 

@@ -12,15 +12,15 @@ takes that lock for itself.
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from itertools import islice
 from typing import Any
 
 from resilience_kit.errors import ResilienceError, StoreContentError, StoreUnavailableError
-from resilience_kit.fleet.fleets import Fleet, current_fleet
 from resilience_kit.fleet import limit_store
+from resilience_kit.fleet.fleets import Fleet, current_fleet
 from resilience_kit.fleet.limit_store import (
     NO_SLOTS,
     RESOLUTION,

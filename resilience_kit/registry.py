@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 from resilience_kit.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from pydantic import SecretStr
+
+    from resilience_kit.fleet.fleets import Fleet
     from resilience_kit.settings import ResilienceSettings
 
 
@@ -25,7 +28,7 @@ class Mode:
     skips_waiting: bool = False
     seconds_skipped: float = 0.0
     # by URL, prefix and deadline: in other words, one but for a program that changes its settings
-    fleets: dict[tuple[str, str, float], Any] = dataclass_field(default_factory=dict)
+    fleets: "dict[tuple[SecretStr, str, float], Fleet]" = dataclass_field(default_factory=dict)
 
 
 mode = Mode()

@@ -302,10 +302,25 @@ class ValkeyLimits:
         is_sound = isinstance(reply, list) and len(reply) == _REPLY_LENGTH
         if not is_sound or not all(type(number) is int and 0 <= number <= _MOST_NUMBER for number in reply):
             raise self._content_error()
-        outcome, entry, wait, *counts, shares_left, epoch = reply
+        outcome, entry, wait, requests, tokens, requests_then, tokens_then, slots, all_slots, waiting, left, epoch = (
+            reply
+        )
         if outcome > Outcome.SHARES:
             raise self._content_error()
-        return Grant(Outcome(outcome), entry, wait / _MICROSECONDS, *counts, shares_left / _MICROSECONDS, epoch)
+        return Grant(
+            outcome=Outcome(outcome),
+            entry=entry,
+            wait=wait / _MICROSECONDS,
+            requests=requests,
+            tokens=tokens,
+            requests_then=requests_then,
+            tokens_then=tokens_then,
+            slots=slots,
+            all_slots=all_slots,
+            waiting=waiting,
+            shares_left=left / _MICROSECONDS,
+            epoch=epoch,
+        )
 
     def _content_error(self) -> StoreContentError:
         key = self._keys[0]

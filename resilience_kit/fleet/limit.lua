@@ -384,13 +384,12 @@ local is_due = expires_at < needed_until
 if is_due then
     expires_at = needed_until + kept_period
 end
-call('SETRANGE', QUOTA, 0, struct.pack(FORMAT, VERSION, epoch, kept_period, expires_at, last_start, paused_until,
+redis.call('SETRANGE', QUOTA, 0, struct.pack(FORMAT, VERSION, epoch, kept_period, expires_at, last_start, paused_until,
     shares_until, first, head, head_start, at_head[1], at_head[2], at_head[3], base[1], base[2], base[3],
     hints[1], hints[2], hints[3], hints[4], hints[5]))
 if is_due then
     call('PEXPIRE', QUOTA, ceil((expires_at - now) / 1000))
 end
-return {
-    outcome, head, starts - now, requests, tokens, used_requests, used_tokens,
-    slots, all_slots, waiting, max(0, shares_until - now), epoch,
-}
+-- packed, as the wish is, and whole
+return struct.pack('<i8i8i8i8i8i8i8i8i8i8i8i8', outcome, head, starts - now, requests, tokens, used_requests, used_tokens,
+    slots, all_slots, waiting, max(0, shares_until - now), epoch)

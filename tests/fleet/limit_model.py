@@ -29,7 +29,7 @@ class Fleet:
     """Processes that share one limit of a real store, on a clock that a test moves: the script's text is the same."""
 
     connection: object
-    name: str = field(default_factory=lambda: f"limit {next(_names)}")
+    name: str = field(default_factory=lambda: f"limit {next(_names):06}")
     now: int = BEGIN
     granted: list[Granted] = field(default_factory=list)
 

@@ -87,6 +87,9 @@ def test_the_quota_holds_over_many_periods_of_dense_traffic(fleet, seed):
         latest = fleet.granted[-1] if number % 40 == 39 else None
         if latest and latest.end > fleet.now:
             fleet.give_back(limits, latest)
+        elif fleet.granted and number % 400 > 100:
+            # most of the time there is one that waits for its turn
+            fleet.now = max(fleet.now, fleet.granted[-1].start)
         extra = random.randrange(3)
         fleet.ask(limits, 1, random.randrange(60), extra_requests=extra, extra_tokens=30 * extra)
 
@@ -142,6 +145,16 @@ def test_what_was_sent_without_a_grant_counts_once_it_is_told(connection, ages, 
     act(fleet, only_tokens, [(gap, "b", "ask", 1, tokens, 0) for gap, tokens in calls])
 
     assert at_worst(fleet.granted, only_tokens.windows[0]) <= 100
+
+
+def test_what_is_told_counts_for_what_is_asked_with_it(fleet):
+    for _ in range(10):
+        fleet.now += 5 * SECOND
+        grant = fleet.ask(LIMITS, 1, 5)
+    fleet.now += SECOND
+    unsent = [GivingBack(grant.epoch, grant.entry, 0, 1)]
+
+    assert fleet.ask(LIMITS, 1, 100, giving_back=unsent, sent=[Sent(0.0, 0, 1)]).wait == 60.25
 
 
 def test_a_burst_that_fits_goes_at_once_after_an_idle_time(fleet):
@@ -247,6 +260,7 @@ def test_who_would_wait_for_very_long_asks_again(fleet):
     fleet.now += round(grant.wait * SECOND)
 
     assert grant.outcome is Outcome.ASK_AGAIN
+    assert grant.wait < 1.1 * PERIOD
     assert fleet.ask(LIMITS, 1, 100).outcome is Outcome.GRANTED
 
 
@@ -278,6 +292,15 @@ def test_the_state_is_as_large_for_large_requests_as_for_small_ones(fleet, clien
 
 def test_a_limit_that_nobody_uses_is_forgotten(fleet, client):
     fleet.ask(limits_of(12, 100, 1.0), 1, 1)
+
+    assert 2_000 <= client.pttl(key(fleet, "quota")) <= 5_000
+
+
+def test_a_limit_that_is_used_for_long_is_forgotten_too(fleet, client):
+    limits = limits_of(600, 1_000, 1.0)
+    for _ in range(1_000):
+        fleet.now += SECOND // 100
+        fleet.ask(limits, 1, 1)
 
     assert 2_000 <= client.pttl(key(fleet, "quota")) <= 5_000
 
@@ -333,6 +356,7 @@ def test_all_keep_to_their_shares_for_a_period_when_the_state_was_lost(fleet, cl
 def test_who_finds_out_late_that_the_state_was_lost_does_not_begin_shares_again(fleet, client):
     epoch = fleet.ask(LIMITS, 1, 10).epoch
     client.delete(key(fleet, "quota"))
+    fleet.now += SECOND
     fleet.ask(LIMITS, known_epoch=epoch)
     fleet.now += round(1.5 * PERIOD * SECOND)
 
@@ -414,6 +438,13 @@ def test_the_slots_of_a_process_that_died_go_to_others_when_its_lease_ends(fleet
 
     assert before.slots == 0
     assert fleet.ask(LIMITS, process="b", slots=slots(2)).slots == 1
+
+
+def test_the_slots_of_a_process_that_died_are_not_counted_for_long_where_there_are_plenty(fleet):
+    fleet.ask(LIMITS, slots=slots(1, most=100))
+    fleet.now += 11 * SECOND
+
+    assert fleet.ask(LIMITS, process="b", slots=slots(1, most=100)).all_slots == 1
 
 
 def test_a_process_that_died_while_it_waited_holds_up_nobody(fleet):
@@ -533,7 +564,14 @@ def test_entries_that_are_cut_off_are_an_error_that_names_the_key(fleet, client)
     assert error.value.key == key(fleet, "quota")
 
 
-@pytest.mark.parametrize("reply", [None, b"OK", [1], [0] * 11 + [-1], [0] * 11 + [b"1"], [9] * 12, [2**60] * 12])
+def answer(*numbers):
+    return struct.pack("<12q", *numbers, *[0] * (12 - len(numbers)))
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [None, b"OK", [0] * 12, answer()[1:], answer(9), answer(0, -1), answer(0, 2**60)],
+)
 def test_an_answer_that_is_not_the_scripts_is_an_error_that_names_the_key(fleet, reply, monkeypatch):
     monkeypatch.setattr(type(fleet.connection), "run_blocking", lambda *arguments: reply)
 

@@ -223,7 +223,7 @@ class Lessons:
             tokens,
             now,
         )
-        if advice.remaining_tokens is not None and advice.remaining_tokens > 0:
+        if "remaining" in self._rules and advice.remaining_tokens is not None and advice.remaining_tokens > 0:
             charged = max(1, self.tokens.limit - advice.remaining_tokens)
             self._learn_of_room(self.charged_requests, self.tokens.limit * requests // charged, now)
 

@@ -1,6 +1,9 @@
 import dataclasses
 import json
 import logging
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -384,3 +387,36 @@ def test_a_call_is_counted_once_whether_or_not_anybody_listens(listen, is_heard)
         limited(), limited()
     shown = get_all_resilience_stats()["rate_limiters"]["chat"]
     assert (shown["calls_admitted"], shown["tokens_admitted"], shown["calls_delayed"]) == (2, 6, 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that forks")
+def test_a_forked_child_subscribes_though_a_thread_of_its_parent_was_about_to():
+    script = """
+import os, signal, threading
+from resilience_kit import events
+
+holding, done = threading.Event(), threading.Event()
+
+def hold():
+    with events._lock:
+        holding.set()
+        done.wait(5)
+
+thread = threading.Thread(target=hold)
+thread.start()
+holding.wait(5)
+child = os.fork()
+if child == 0:
+    signal.alarm(5)
+    heard = []
+    stop = events.subscribe(heard.append)
+    events.emit(events.Event(name="chat"))
+    stop()
+    os._exit(7 if len(heard) == 1 else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+done.set()
+"""
+    command = [sys.executable, "-c", script]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)  # noqa: S603 - the script above
+
+    assert run.stdout == "7\n", run.stderr

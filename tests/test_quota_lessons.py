@@ -813,6 +813,23 @@ def test_the_servers_word_that_nothing_more_fits_does_not_put_trials_off_for_eve
     assert most >= 100
 
 
+def relaxed_by_plenty_of_tokens(*rules):
+    """What an answer that leaves nearly all tokens raises, after refusals have lowered how many requests fit."""
+    quota = ledger("ceiling", *rules)
+    surprised_twice(quota)
+    quota.news()
+    quota.answered(ServerAdvice(remaining_tokens=TOKENS - 50), quota.commit(10, 151.0), 151.0)
+    return [correction.reason for correction in quota.news() if correction.relaxes]
+
+
+def test_the_servers_word_of_tokens_raises_the_ceiling_of_requests_that_were_charged_for_much():
+    assert relaxed_by_plenty_of_tokens("remaining") == ["ceiling"]
+
+
+def test_with_remaining_switched_off_the_servers_word_of_tokens_raises_nothing():
+    assert relaxed_by_plenty_of_tokens() == []
+
+
 def test_headers_that_promised_room_and_were_wrong_are_distrusted_for_a_while():
     quota = ledger("ceiling", "remaining")
     quota.commit(0, 0.0)

@@ -533,6 +533,7 @@ def test_what_lay_in_the_window_at_a_refusal_is_taken_for_all_that_fits():
 def test_nothing_above_a_ceiling_is_sent():
     quota = ledger("ceiling", requests=6_000)
     quota.commit(0, 0.0)
+    refused_at(quota, 30_000, now=62.0)
     refused_at(quota, 30_000)
 
     assert sum(sent.tokens for sent in fill(quota, 100, 200.0)) == 29_400
@@ -541,6 +542,7 @@ def test_nothing_above_a_ceiling_is_sent():
 def test_a_request_larger_than_a_ceiling_waits_for_an_empty_window():
     quota = ledger("ceiling")
     quota.commit(0, 0.0)
+    refused_at(quota, 30_000, now=62.0)
     refused_at(quota, 30_000)
     quota.commit(1, 200.0)
 
@@ -590,6 +592,7 @@ def test_a_ceiling_is_tried_upwards_after_so_many_requests_and_a_period():
 def test_a_ceiling_is_not_tried_upwards_before_so_many_requests_were_sent():
     quota = ledger("ceiling")
     quota.commit(0, 0.0)
+    refused_at(quota, 30_000, now=62.0)
     refused_at(quota, 30_000)
     for index in range(100):
         quota.commit(0, 125.0 + index / 5)
@@ -603,6 +606,31 @@ def test_a_ceiling_is_tried_upwards_after_so_many_periods_by_who_sends_little():
     refused_at(quota, 30_000)
 
     assert sum(sent.tokens for sent in fill(quota, 300, 120.1 + 16 * PERIOD)) == 29_400 + 300
+
+
+def test_a_spurious_refusal_at_half_the_quota_holds_nobody_up_for_much_longer_than_a_period():
+    quota = ledger("ceiling", requests=6_000)
+    quota.commit(0, 0.0)
+    refused_at(quota, 30_000)
+    quota.news()
+    for second in range(8):
+        fill(quota, 300, 120.1 + PERIOD + second)
+
+    assert quota.news()[-1].tokens == TOKENS
+
+
+def test_a_refusal_of_the_trial_confirms_the_first_one_and_puts_the_next_trial_off_for_long():
+    quota = ledger("ceiling", requests=6_000)
+    quota.commit(0, 0.0)
+    refused_at(quota, 30_000)
+    fill(quota, 300, 120.1 + PERIOD)
+    refused_at(quota, 30_000, now=300.0)
+    quota.news()
+    for window in range(2, 16):
+        fill(quota, 300, 300.0 + window * PERIOD, most=20)
+        fill(quota, 15_000, 301.0 + window * PERIOD)
+
+    assert quota.news() == []
 
 
 def test_a_trial_is_told_as_a_relaxation():

@@ -1,5 +1,6 @@
 """What answers and refusals teach the ledger: each rule on its own, and all of them under any words of the server."""
 
+import itertools
 import math
 import time
 from dataclasses import asdict
@@ -471,11 +472,64 @@ def burst_refused(quota, sent=10, *, retry_after=0.5, now=0.0):
     quota.refused(ServerAdvice(retry_after=retry_after, exhausted="requests"), quota.commit(0, now), now + 0.05)
 
 
+def sent_within(quota, seconds, now):
+    """How many requests are sent in so many seconds, each as soon as it fits."""
+    end, times = now + seconds, []
+    while now < end:
+        _, now = send(quota, 0, now)
+        times.append(now)
+    return sum(at < end for at in times)
+
+
 def test_a_refused_burst_of_a_seconds_requests_shows_a_window_of_a_second():
     quota = ledger("one-second window", "ceiling")
     burst_refused(quota)
 
-    assert len(fill(quota, 0, 30.0)) == REQUESTS / 60
+    assert sent_within(quota, 1.0, 30.0) == REQUESTS / 60
+
+
+def test_the_requests_of_a_second_are_sent_apart_and_in_less_than_the_second():
+    quota = ledger("one-second window", "ceiling")
+    burst_refused(quota)
+    times = [send(quota, 0, 30.0)[1] for _ in range(10)]
+
+    assert [after - before for before, after in itertools.pairwise(times)] == pytest.approx([1 / 11] * 9)
+
+
+def test_no_more_than_a_tenth_of_a_seconds_requests_are_sent_at_once():
+    quota = ledger("one-second window", "ceiling", requests=60_000)
+    burst_refused(quota, 1_000)
+
+    assert len(fill(quota, 0, 30.0)) == 100
+
+
+def test_a_burst_whose_requests_overtook_each_other_teaches_nothing_but_the_window_of_a_second():
+    quota = ledger("one-second window", "ceiling", "margin")
+    burst = [quota.commit(0, 120.0 + index / 1_000) for index in range(16)]
+    # the fourth came after ten others, so less lay in the window when it was sent than when it came
+    for late in (burst[11], burst[3], burst[12]):
+        quota.refused(ServerAdvice(retry_after=0.9, exhausted="requests"), late, 120.1)
+
+    assert reasons(quota) == ["one-second window"]
+
+
+def widened_by_full_seconds(*times):
+    """The margins of a second that refusals at these times teach, each in a full second."""
+    quota = ledger("one-second window", "margin")
+    burst_refused(quota)
+    quota.answered(ServerAdvice(), quota.commit(0, 20.0), 20.1)
+    quota.news()
+    for now in times:
+        burst_refused(quota, now=now)
+    return [round(correction.seconds, 6) for correction in quota.news()]
+
+
+def test_full_seconds_that_are_refused_soon_after_each_other_lengthen_them_to_the_most():
+    assert widened_by_full_seconds(30.0, 50.0, 70.0) == [0.05, 0.075]
+
+
+def test_a_hiccup_now_and_then_lengthens_seconds_once():
+    assert widened_by_full_seconds(30.0, 100.0, 170.0) == [0.05]
 
 
 def test_a_window_of_a_second_is_told():

@@ -687,6 +687,20 @@ def test_a_refusal_of_the_trial_confirms_the_first_one_and_puts_the_next_trial_o
     assert quota.news() == []
 
 
+def test_a_refusal_soon_after_a_trial_that_went_well_is_believed_for_long():
+    quota = ledger("ceiling", requests=6_000)
+    quota.commit(0, 0.0)
+    refused_at(quota, 30_000)
+    for second in range(8):
+        fill(quota, 300, 120.1 + PERIOD + second)
+    refused_at(quota, 30_000, now=300.0)
+    quota.news()
+    for window in range(2, 16):
+        fill(quota, 15_000, 300.0 + window * PERIOD)
+
+    assert quota.news() == []
+
+
 def test_a_trial_is_told_as_a_relaxation():
     quota = ledger("ceiling")
     quota.commit(0, 0.0)

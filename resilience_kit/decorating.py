@@ -164,8 +164,9 @@ def _no_generator(function: Callable[..., Any], returned: object) -> Configurati
 def _run_in_thread(stack: Stack, call: Call) -> Any:
     """Do what `Stack.run()` does, without a coroutine as long as nothing waits or fails."""
     try:
-        while (waiting := stack.enter(call)) is not None:
-            call.entered.append(run_blocking(waiting))
+        for layer in stack.layers:
+            passage: Any = layer.enter(call)
+            call.entered.append(run_blocking(passage) if type(passage) is CoroutineType else passage)
         return stack.leave(call, stack.function(call))
     except BaseException as error:
         result = run_blocking(stack.fail(call, error))
@@ -194,8 +195,9 @@ def _wrap_coroutine_function(function: Callable[..., Any], stack: Stack, paramet
         call = Call(args, kwargs, parameters, _TASK)
         # what `Stack.run()` does, without a coroutine of its own
         try:
-            while (waiting := stack.enter(call)) is not None:
-                call.entered.append(await waiting)
+            for layer in stack.layers:
+                passage: Any = layer.enter(call)
+                call.entered.append(await passage if type(passage) is CoroutineType else passage)
             result = stack.function(call)
             result = stack.leave(call, await result if isinstance(result, CoroutineType) else result)
         except BaseException as error:

@@ -12,7 +12,7 @@ from asyncio import _get_running_loop
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from types import CoroutineType
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol
 
 from resilience_kit.errors import ResilienceError
 from resilience_kit.registry import Value, mode
@@ -200,7 +200,7 @@ class Stack:
         holder_of: What makes a stay of the results of a type that are still to be read; None for any other type.
     """
 
-    __slots__ = ("_holder_of", "_layers", "_run_substitute", "function")
+    __slots__ = ("_holder_of", "_run_substitute", "function", "layers")
 
     def __init__(
         self,
@@ -209,21 +209,22 @@ class Stack:
         run_substitute: Callable[[Callable[..., Any]], Run],
         holder_of: Callable[[type], Callable[[Any], Stay] | None],
     ) -> None:
-        self._layers = layers
+        self.layers = layers
         self.function = function
         self._run_substitute = run_substitute
         self._holder_of = holder_of
 
     def within(self, layer: Guard) -> "Stack":
         """The same with one more layer around it."""
-        return Stack((layer, *self._layers), self.function, self._run_substitute, self._holder_of)
+        return Stack((layer, *self.layers), self.function, self._run_substitute, self._holder_of)
 
     async def run(self, call: Call) -> Any:
         """Take a call through the layers that are still before it, and back up from there."""
         depth = len(call.entered)
         try:
-            while (waiting := self.enter(call)) is not None:
-                call.entered.append(await waiting)
+            for layer in self.layers[depth:]:
+                passage: Any = layer.enter(call)
+                call.entered.append(await passage if type(passage) is CoroutineType else passage)
             result = self.function(call)
             return self.leave(call, await result if isinstance(result, CoroutineType) else result, depth)
         except BaseException as error:
@@ -231,16 +232,6 @@ class Stack:
             if result is FAILED:
                 raise
             return result
-
-    def enter(self, call: Call) -> Coroutine[Any, Any, Passage] | None:
-        """Enter the layers that are still before a call. Where one has to wait, its stay is to be awaited and noted."""
-        entered = call.entered
-        for layer in self._layers[len(entered) :]:
-            passage: Any = layer.enter(call)
-            if type(passage) is CoroutineType:
-                return cast("Coroutine[Any, Any, Passage]", passage)
-            entered.append(passage)
-        return None
 
     def leave(self, call: Call, result: Any, depth: int = 0) -> Any:
         """Leave the layers down to a depth with a result, the innermost first; a stream takes their passages along."""
@@ -257,7 +248,7 @@ class Stack:
 
     async def fail(self, call: Call, error: BaseException, depth: int = 0) -> Any:
         """Leave them with an error until one makes a result of it: FAILED if none does, and the error stays."""
-        return await self._fail_from(min(len(call.entered), len(self._layers) - 1), call, error, depth)
+        return await self._fail_from(min(len(call.entered), len(self.layers) - 1), call, error, depth)
 
     async def _fail_from(self, position: int, call: Call, error: BaseException, depth: int) -> Any:
         if position < depth:
@@ -286,7 +277,7 @@ class Stack:
             finally:
                 call.entered.pop()
         if isinstance(error, ResilienceError):
-            substitute = self._layers[position].substitute(error)
+            substitute = self.layers[position].substitute(error)
             if substitute is not None:
                 result = self._run_substitute(substitute)(call)
                 return await result if isinstance(result, CoroutineType) else result

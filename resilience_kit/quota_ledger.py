@@ -145,12 +145,15 @@ class WindowLedger:
         It may not fit then where a ceiling is to be tried upwards at that time.
         """
         self._forget_old(now)
+        lessons = self._lessons
+        if (
+            len(self._sent) < self._short_requests
+            and self._tokens_in_window + tokens <= self._tokens
+            and not lessons.has_learnt
+        ):
+            return 0.0
         if tokens > self._tokens:
             return math.inf
-        lessons = self._lessons
-        fits = len(self._sent) < self._short_requests and self._tokens_in_window + tokens <= self._tokens
-        if fits and not lessons.has_learnt:
-            return 0.0
         at = self._fits_below_ceilings(tokens, now)
         at = max(at, self._fits_beside_unseen(tokens, now), lessons.paused_until, lessons.ramp_at(now))
         if at > now + _LONGEST_WAIT * self._period:
@@ -161,9 +164,10 @@ class WindowLedger:
 
     def commit(self, tokens: int, now: float) -> Sent:
         """Count a request that is sent now."""
-        self._tokens_in_window += tokens
-        sent = Sent(now, tokens, len(self._sent) + 1 - self._refused_in_window, self._tokens_in_window)
-        self._sent.append(sent)
+        sent_requests = self._sent
+        self._tokens_in_window = tokens_then = self._tokens_in_window + tokens
+        sent = Sent(now, tokens, len(sent_requests) + 1 - self._refused_in_window, tokens_then)
+        sent_requests.append(sent)
         self._lessons.sent(now)
         return sent
 
@@ -307,8 +311,8 @@ class WindowLedger:
         # The sum is made in the order in which _fits_at makes it, so that what is told to fit then does.
         sent_requests, period = self._sent, self._period
         margin = self._lessons.margin_of(period) if self._lessons.margin else 0.0
-        while sent_requests and sent_requests[0].at + period + margin <= now:
-            sent = sent_requests.popleft()
+        while sent_requests and (sent := sent_requests[0]).at + period + margin <= now:
+            self._left.append(sent_requests.popleft())
             self._tokens_in_window -= sent.tokens
-            self._refused_in_window -= sent.is_refused
-            self._left.append(sent)
+            if sent.is_refused:
+                self._refused_in_window -= 1

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
         RateLimitTimeoutError,
         ResilienceError,
         StackOrderWarning,
+        StoreContentError,
+        StoreUnavailableError,
         TokenBudgetExceededError,
     )
     from resilience_kit.events import subscribe
@@ -44,6 +46,8 @@ __all__ = [
     "ResilienceSettings",
     "StackOrderWarning",
     "StackReport",
+    "StoreContentError",
+    "StoreUnavailableError",
     "TokenBudgetExceededError",
     "TokenManager",
     "agent",
@@ -74,6 +78,8 @@ _HOMES = {
         "RateLimitTimeoutError",
         "ResilienceError",
         "StackOrderWarning",
+        "StoreContentError",
+        "StoreUnavailableError",
         "TokenBudgetExceededError",
     ),
     "events": ("subscribe",),

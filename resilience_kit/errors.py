@@ -4,15 +4,20 @@
     ├── ConfigurationError (ValueError)                      written wrongly: the message says what to write
     ├── RateLimitTimeoutError (TimeoutError)                 the wait for a slot would be longer than allowed
     ├── CircuitOpenError (pybreaker.CircuitBreakerError)     the service is ill: nothing was sent
-    └── TokenBudgetExceededError                             more tokens or money than the agent may use
+    ├── TokenBudgetExceededError                             more tokens or money than the agent may use
+    ├── StoreUnavailableError                                the store of the fleet did not do what it was asked
+    └── StoreContentError                                    what lies in the store is not what the kit put there
     StackOrderWarning (UserWarning)                          decorators that are stacked in a harmful order
 
 What the decorated function itself raises is never replaced by one of these.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pybreaker
+if TYPE_CHECKING:
+    from resilience_kit.circuit_errors import (
+        CircuitOpenError as CircuitOpenError,  # noqa: PLC0414 - strict type checkers take only such a name for exported
+    )
 
 
 def _restored(kind: type[BaseException], args: tuple[Any, ...]) -> BaseException:
@@ -50,20 +55,6 @@ class RateLimitTimeoutError(ResilienceError, TimeoutError):
         self.retry_after = retry_after
 
 
-class CircuitOpenError(ResilienceError, pybreaker.CircuitBreakerError):
-    """The circuit is open, or half-open with all its trials taken: nothing was sent.
-
-    Attributes:
-        name: The circuit's name.
-        retry_after: Seconds until the circuit lets a trial through; 0 while trials are under way.
-    """
-
-    def __init__(self, message: str, *, name: str, retry_after: float) -> None:
-        super().__init__(message)
-        self.name = name
-        self.retry_after = retry_after
-
-
 class TokenBudgetExceededError(ResilienceError):
     """A call would use more than its agent may: nothing was sent.
 
@@ -96,6 +87,34 @@ class TokenBudgetExceededError(ResilienceError):
         self.retry_after = retry_after
 
 
+class StoreUnavailableError(ResilienceError):
+    """The store is gone, slow, full, or refuses to do what it is asked.
+
+    No error of redis-py is its cause: the frames of such a one hold the password, and some tools show them.
+
+    Attributes:
+        name: The prefix of the fleet's keys.
+        reason: In one word, such as "TimeoutError", "ConnectionError" or "OutOfMemoryError".
+    """
+
+    def __init__(self, message: str, *, name: str, reason: str) -> None:
+        super().__init__(message)
+        self.name = name
+        self.reason = reason
+
+
+class StoreContentError(ResilienceError):
+    """What lies in the store under a key of the kit is not what the kit put there.
+
+    Attributes:
+        key: The key; several, with commas between them, where the store does not say which one it is.
+    """
+
+    def __init__(self, message: str, *, key: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
 class StackOrderWarning(UserWarning):
     """Decorators are stacked in an order that does harm; `code` says which, and stays the same over releases."""
 
@@ -104,3 +123,12 @@ class StackOrderWarning(UserWarning):
     def __init__(self, message: str, *, code: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+def __getattr__(name: str) -> Any:
+    # its base is pybreaker's, and pybreaker 1.4.1 imports redis where it can: importing the kit would take 0.2 s more
+    if name == "CircuitOpenError":
+        from resilience_kit.circuit_errors import CircuitOpenError
+
+        return CircuitOpenError
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

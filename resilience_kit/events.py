@@ -167,6 +167,20 @@ class PeakExpected(Event):
     quota: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreLost(Event):
+    """The store of the fleet with the prefix `name` is gone or slow: until it is back, no call asks it."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreRejoined(Event):
+    """The store answers again, after `seconds` without it."""
+
+    seconds: float
+
+
 Listener = Callable[[Event], object]
 # Takes the type of an event, its name and the values of its other fields, in their order.
 Tally = Callable[[type[Event], str, tuple[Any, ...]], object]

@@ -7,23 +7,28 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field as dataclass_field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from resilience_kit.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from pydantic import SecretStr
+
+    from resilience_kit.fleet.fleets import Fleet
     from resilience_kit.settings import ResilienceSettings
 
 
 @dataclass(slots=True)
 class Mode:
-    """How the process runs: its settings once they are read, and what a test has switched off."""
+    """How the process runs: its settings once they are read, its fleets, and what a test has switched off."""
 
     settings: "ResilienceSettings | None" = None
     disabled: bool = False
     skips_waiting: bool = False
     seconds_skipped: float = 0.0
+    # by URL, prefix and deadline: in other words, one but for a program that changes its settings
+    fleets: "dict[tuple[SecretStr, str, float], Fleet]" = dataclass_field(default_factory=dict)
 
 
 mode = Mode()
@@ -204,12 +209,16 @@ class Registry(Generic[ConfigurationT, NamedT]):
 
 
 all_registries: "list[Registry[Any, Any]]" = []
+_fleets_of_the_parent: list[Any] = []
 
 
 def start_anew() -> None:
     """Use all names for the first time again, as in a process that has just started."""
     for registry in all_registries:
         registry.start_anew()
+    # not closed, and kept from the garbage collector: the sockets are the parent's
+    _fleets_of_the_parent.append(mode.fleets)
+    mode.fleets = {}
 
 
 if hasattr(os, "register_at_fork"):

@@ -2,19 +2,23 @@
 
 import os
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from dotenv import dotenv_values
-from pydantic import Field, PrivateAttr, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, PrivateAttr, SecretStr, TypeAdapter, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from resilience_kit.errors import ConfigurationError
 from resilience_kit.registry import mode
+from resilience_kit.store_urls import checked_store_url
 
 Count = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
+StoreUrl = Annotated[SecretStr, AfterValidator(lambda url: SecretStr(checked_store_url(url.get_secret_value())))]
+
 _ENV_FILE = ".env"
+_AGENTS = "_MAX_TOKENS"
 _TOKENS: TypeAdapter[int] = TypeAdapter(Count)
 # Where a new word starts in a camel-case name: mathAgent, ADXAgent.
 _WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
@@ -53,6 +57,14 @@ class ResilienceSettings(BaseSettings):
     math_agent_max_tokens: Count = 4_000
     adx_agent_max_tokens: Count = 8_000
     coordinator_agent_max_tokens: Count = 10_000
+    resilience_store: StoreUrl | None = None
+    """The Valkey or Redis server whose users share limits, circuits and budgets; none: each process has its own."""
+    resilience_store_prefix: Annotated[str, Field(pattern=r"^[^\s{}]+$")] = "resilience"
+    """What all keys in the store begin with: who has another prefix shares nothing."""
+    resilience_store_deadline_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.25
+    """What a call to the store may take."""
+    on_store_failure: Literal["local", "refuse", "open"] = "local"
+    """While the store is gone: keep to a share of each limit, refuse all calls, or use each limit as if alone."""
 
     _given: frozenset[str] = PrivateAttr(frozenset())
     _variables: dict[str, str] = PrivateAttr(default_factory=dict)
@@ -63,19 +75,22 @@ class ResilienceSettings(BaseSettings):
             raise ConfigurationError(
                 f"unknown settings {', '.join(sorted(unknown))}: known are {', '.join(type(self).model_fields)}"
             )
+        problems = None
         try:
             super().__init__(**values)
         except ValidationError as error:
-            details = error.errors()
-            raise ConfigurationError("; ".join(_explained(it, str(it["loc"][0]).upper()) for it in details)) from error
+            problems = "; ".join(_explained(it, str(it["loc"][0]).upper()) for it in error.errors())
         except UnicodeDecodeError as error:
             raise ConfigurationError(f"{_ENV_FILE} is not UTF-8 text: {error}") from error
+        if problems:
+            # pydantic's error holds all values, the store's password too: it must not be this one's cause or context
+            raise ConfigurationError(problems)
         self._given = frozenset(values)
         self._variables = {
             name.upper(): value
             for source in (dotenv_values(_ENV_FILE), os.environ)
             for name, value in source.items()
-            if value
+            if value and name.upper().endswith(_AGENTS)
         }
 
     def source(self, name: str) -> str:
@@ -83,6 +98,15 @@ class ResilienceSettings(BaseSettings):
         if name in self._given:
             return "configure()"
         return "environment" if name in self.model_fields_set else "default"
+
+    def changed(self, changes: dict[str, Any]) -> "ResilienceSettings":
+        """These settings with some of them changed, as by configure()."""
+        if not changes:
+            return self
+        checked = type(self)(**changes)
+        changed = self.model_copy(update={name: getattr(checked, name) for name in changes})
+        changed._given = self._given | changes.keys()  # noqa: SLF001 - its own class
+        return changed
 
     def agent_max_tokens(self, agent: str) -> tuple[int | None, str]:
         """The longest prompt that an agent may send, in tokens, and where the figure came from.
@@ -107,11 +131,13 @@ class ResilienceSettings(BaseSettings):
 def agent_variable(agent: str) -> str:
     """The name of the variable that holds an agent's maximum."""
     words = re.sub(r"[\W_]+", "_", _WORD_START.sub("_", agent)).strip("_")
-    return f"{words.upper()}_MAX_TOKENS"
+    return f"{words.upper()}{_AGENTS}"
 
 
 def _explained(detail: Any, variable: str) -> str:
     """One of pydantic's errors with the variable's name, the value and what was expected."""
+    if variable == "RESILIENCE_STORE":
+        return f"{variable}: {detail['msg'].removeprefix('Value error, ')}"
     expected = detail["msg"].removeprefix("Input should be ").removeprefix("a valid ")
     return f"{variable}={detail['input']!r}: expected {expected}"
 
@@ -123,19 +149,29 @@ def current_settings() -> ResilienceSettings:
     return mode.settings
 
 
-def configure(settings: ResilienceSettings) -> None:
+def configure(
+    settings: ResilienceSettings | None = None, *, store: str | None = None, on_store_failure: str | None = None
+) -> None:
     """Use these settings from now on; a limit that was used before keeps what it was built with.
 
     Args:
-        settings: Where it is silent, the environment, .env and the defaults still count.
+        settings: Where it is silent, the environment, .env and the defaults still count; left out, those in force stay.
+        store: The URL of the Valkey or Redis server that a fleet shares, such as `rediss://:password@host:6379/0`.
+        on_store_failure: What happens while it is gone: "local" (each process keeps to its share), "refuse" or "open".
 
     Raises:
-        ConfigurationError: `settings` is something else.
+        ConfigurationError: `settings` is something else, or a value is not what was expected. A URL is never shown.
 
     Example:
         >>> from resilience_kit import ResilienceSettings, configure
-        >>> configure(ResilienceSettings(max_retries=5))
+        >>> configure(ResilienceSettings(max_retries=5), on_store_failure="refuse")
     """
-    if not isinstance(settings, ResilienceSettings):
+    changes = {
+        name: value
+        for name, value in {"resilience_store": store, "on_store_failure": on_store_failure}.items()
+        if value is not None
+    }
+    given: Any = current_settings() if settings is None and changes else settings
+    if not isinstance(given, ResilienceSettings):
         raise ConfigurationError(f"configure() takes ResilienceSettings(...), not {settings!r}")
-    mode.settings = settings
+    mode.settings = given.changed(changes)

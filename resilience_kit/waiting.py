@@ -55,6 +55,10 @@ class Waiter(Protocol):
 class Waiting(Protocol):
     """How one kind of function waits."""
 
+    @property
+    def blocks(self) -> bool:
+        """Whether it blocks its thread, and so never suspends a coroutine."""
+
     async def sleep(self, seconds: float) -> None:
         """Let seconds pass."""
 
@@ -117,6 +121,7 @@ class ThreadWaiter:
 class ThreadWaiting:
     """How a sync function waits: it blocks its thread."""
 
+    blocks = True
     waiter = ThreadWaiter
 
     async def sleep(self, seconds: float) -> None:
@@ -187,6 +192,7 @@ class TaskWaiter:
 class TaskWaiting:
     """How a coroutine function waits: it suspends its task."""
 
+    blocks = False
     waiter = TaskWaiter
 
     async def sleep(self, seconds: float) -> None:

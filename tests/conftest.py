@@ -22,7 +22,7 @@ settings.load_profile("resilience_kit")
 asyncio.set_event_loop(None)
 
 _ENV_FILE = Path(__file__).parent.parent / "rate-limiting.env"
-_VARIABLES = frozenset(re.findall(r"^(\w+)=", _ENV_FILE.read_text(encoding="utf-8"), re.MULTILINE))
+_VARIABLES = frozenset(re.findall(r"^(?:# )?(\w+)=", _ENV_FILE.read_text(encoding="utf-8"), re.MULTILINE))
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ from resilience_kit import (
     subscribe,
     token_budget,
 )
-from resilience_kit.events import Admitted, CircuitHalfOpened, Event, PeakExpected, Waiting
+from resilience_kit.events import Admitted, CircuitHalfOpened, Event, PeakExpected, StoreLost, StoreRejoined, Waiting
 from resilience_kit.monitoring import log_events
 from resilience_kit.stats import _COUNTED
 from resilience_kit.testing import no_waiting
@@ -196,8 +196,8 @@ def test_event_records_are_logged(kind):
 
 @of_each_type
 def test_event_records_are_counted_where_they_end_something(kind):
-    # two are followed by one that is counted, and a peak that is expected has not come yet
-    assert (kind in _COUNTED) != (kind in {Waiting, CircuitHalfOpened, PeakExpected})
+    # two are followed by one that is counted, a peak that is expected has not come yet, and a store ends no call
+    assert (kind in _COUNTED) != (kind in {Waiting, CircuitHalfOpened, PeakExpected, StoreLost, StoreRejoined})
 
 
 SECRET = "sk-4242-my-secret"  # noqa: S105 - what must not leak is what this test is about
@@ -277,8 +277,8 @@ def said(heard, caplog):
 
 def test_all_decisions_were_taken(said):
     heard, _ = said
-    # a forecast is no decision on a call
-    assert {type(event) for event in heard} == set(EVENT_TYPES) - {PeakExpected}
+    # neither a forecast nor a store's end is a decision on a call
+    assert {type(event) for event in heard} == set(EVENT_TYPES) - {PeakExpected, StoreLost, StoreRejoined}
 
 
 def test_no_event_holds_one(said):

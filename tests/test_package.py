@@ -22,6 +22,8 @@ from resilience_kit.errors import (
     RateLimitTimeoutError,
     ResilienceError,
     StackOrderWarning,
+    StoreContentError,
+    StoreUnavailableError,
     TokenBudgetExceededError,
 )
 
@@ -183,6 +185,8 @@ ERRORS = [
     TokenBudgetExceededError(
         "message", agent="MathAgent", limit=3, requested=2, remaining=1, unit="USD", retry_after=4.5
     ),
+    StoreUnavailableError("message", name="resilience", reason="TimeoutError"),
+    StoreContentError("message", key="resilience:{limit:chat}:quota"),
     StackOrderWarning("message", code="code"),
 ]
 each_error = pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
@@ -203,6 +207,8 @@ def test_each_error_of_the_kit_is_looked_at_here():
         (RateLimitTimeoutError, (ResilienceError, TimeoutError)),
         (CircuitOpenError, (ResilienceError, pybreaker.CircuitBreakerError)),
         (TokenBudgetExceededError, (ResilienceError,)),
+        (StoreUnavailableError, (ResilienceError,)),
+        (StoreContentError, (ResilienceError,)),
         (StackOrderWarning, (UserWarning,)),
     ],
 )

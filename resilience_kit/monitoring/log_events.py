@@ -17,6 +17,7 @@ _RETRIES = logging.getLogger("resilience_kit.retrying")
 _CIRCUITS = logging.getLogger("resilience_kit.circuit_breaking")
 _BUDGETS = logging.getLogger("resilience_kit.token_budgeting")
 _FORECASTS = logging.getLogger("resilience_kit.forecast")
+_FLEET = logging.getLogger("resilience_kit.fleet")
 
 _LINES: dict[type[events.Event], tuple[logging.Logger, int, str]] = {
     events.Waiting: (_LIMITS, logging.DEBUG, "waiting"),
@@ -36,6 +37,8 @@ _LINES: dict[type[events.Event], tuple[logging.Logger, int, str]] = {
     events.BudgetRefused: (_BUDGETS, logging.WARNING, "refused"),
     events.Truncated: (_BUDGETS, logging.INFO, "truncated"),
     events.PeakExpected: (_FORECASTS, logging.WARNING, "peak-expected"),
+    events.StoreLost: (_FLEET, logging.WARNING, "store-lost"),
+    events.StoreRejoined: (_FLEET, logging.INFO, "store-rejoined"),
 }
 
 # A library adds no output of its own: without logging set up, nothing is printed.

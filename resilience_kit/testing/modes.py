@@ -52,7 +52,7 @@ def no_waiting() -> Iterator[None]:
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """Give a test names, counters and settings of its own; those of before are back after it.
+    """Give a test names, counters, settings and a fleet of its own; those of before are back after it.
 
     A function that was decorated before it keeps what its decorators say, and starts with all its quota.
     It holds for the whole process: two that overlap in different threads undo each other.
@@ -64,6 +64,7 @@ def isolated() -> Iterator[None]:
         Ellipsis
     """
     settings, registry.mode.settings = registry.mode.settings, None
+    fleets, registry.mode.fleets = registry.mode.fleets, {}
     skipped = registry.mode.seconds_skipped
     with ExitStack() as stack:
         for kind in registry.all_registries:
@@ -74,4 +75,7 @@ def isolated() -> Iterator[None]:
             yield
         finally:
             registry.mode.settings = settings
+            own, registry.mode.fleets = registry.mode.fleets, fleets
+            for fleet in own.values():
+                fleet.close()
             registry.mode.seconds_skipped = skipped

@@ -11,7 +11,7 @@
 -- - what the process knew the fleet to have used is no more than the state says, or the state was lost: then the
 --   most that any process knew of counts, and for a while each keeps to its share, until all have told theirs.
 
-local LONGEST_DIGITS = 16
+local LONGEST_DIGITS, LONGEST_EPOCH = 18, 40
 -- A process whose lease is over and that tells a batch again within this time does not have it counted twice.
 local MEMORY = 600e6
 -- Kept after the end, for who does not know yet of it; a budget without an end is kept from its last use.
@@ -47,7 +47,7 @@ local function call(command, key, ...)
 end
 
 local function number(text)
-    if not text or #text > LONGEST_DIGITS or not string.match(text, "^%-?%d+$") then
+    if not text or #text > LONGEST_DIGITS or not (text == "-1" or string.match(text, "^%d+$")) then
         content_error(state)
     end
     return tonumber(text)
@@ -65,14 +65,14 @@ local fields = {
     "serial", "per", "ends", "used_tokens", "used_nanos", "held_tokens", "held_nanos", "restored_tokens",
     "restored_nanos", "shares_until",
 }
-local found = call("HMGET", state, "epoch", unpack(fields))
-local epoch, it = found[1], {}
+local found = call("HMGET", state, "@" .. holder, "epoch", unpack(fields))
+local epoch, it = found[2], {}
 if epoch then
-    if #epoch > 64 then
+    if #epoch > LONGEST_EPOCH or not string.match(epoch, "^%d+-%x+$") then
         content_error(state)
     end
     for i, field in ipairs(fields) do
-        it[field] = number(found[i + 1])
+        it[field] = number(found[i + 2])
     end
 elseif call("EXISTS", state) == 1 then
     content_error(state)
@@ -84,8 +84,8 @@ else
     it.serial, it.per = 1, asked.per
 end
 
-local function held_by(process)
-    local field = call("HGET", state, "@" .. process)
+-- What a process holds, by the last generation of its messages; -1 if it holds nothing of this period yet.
+local function holding(field)
     if not field then
         return { serial = it.serial, generation = -1, batch = 0, resets = 0, tokens = 0, nanos = 0 }
     end
@@ -94,15 +94,20 @@ local function held_by(process)
     if not serial then
         content_error(state)
     end
-    local own = {
+    return {
         serial = number(serial), generation = number(generation), batch = number(batch), resets = number(resets),
         tokens = number(tokens), nanos = number(nanos),
     }
-    if own.serial ~= it.serial then
-        own.serial, own.generation, own.tokens, own.nanos = it.serial, -1, 0, 0
-    end
-    return own
 end
+
+local function of_this_period(its)
+    if its.serial ~= it.serial then
+        its.serial, its.generation, its.tokens, its.nanos = it.serial, -1, 0, 0
+    end
+    return its
+end
+
+local own = holding(found[1])
 
 local function turn()
     it.serial, it.ends = it.serial + 1, 0
@@ -110,10 +115,9 @@ local function turn()
     it.restored_tokens, it.restored_nanos = 0, 0
 end
 
-local resets = held_by(holder).resets
-if asked.resets > resets then
+if asked.resets > own.resets then
     turn()
-    resets, it.per, it.shares_until = asked.resets, asked.per, 0
+    own.resets, it.per, it.shares_until = asked.resets, asked.per, 0
 elseif it.ends > 0 and now >= it.ends then
     turn()
 end
@@ -151,35 +155,35 @@ elseif known_epoch ~= epoch and asked.left ~= 0 then
     it.shares_until = math.max(it.shares_until, now + asked.shares)
 end
 
-local function hold(own, tokens, nanos)
-    it.held_tokens = math.max(0, it.held_tokens + tokens - own.tokens)
-    it.held_nanos = math.max(0, it.held_nanos + nanos - own.nanos)
-    own.tokens, own.nanos = tokens, nanos
+local function hold(its, tokens, nanos)
+    it.held_tokens = math.max(0, it.held_tokens + tokens - its.tokens)
+    it.held_nanos = math.max(0, it.held_nanos + nanos - its.nanos)
+    its.tokens, its.nanos = tokens, nanos
 end
 
-local function write(process, own)
-    local numbers = { own.serial, own.generation, own.batch, own.resets, own.tokens, own.nanos }
-    for i, value in ipairs(numbers) do
-        numbers[i] = text(value)
-    end
-    call("HSET", state, "@" .. process, table.concat(numbers, " "))
+local function written(its)
+    return string.format(
+        "%.0f %.0f %.0f %.0f %.0f %.0f", its.serial, its.generation, its.batch, its.resets, its.tokens, its.nanos
+    )
 end
 
+of_this_period(own)
 for _, process in ipairs(call("ZRANGEBYSCORE", leases, "-inf", text(now), "LIMIT", 0, MOST_BURIED)) do
-    local own = held_by(process)
-    if own.generation < 0 then
+    local its = process == holder and own or of_this_period(holding(call("HGET", state, "@" .. process)))
+    if its == own then
+        hold(own, 0, 0)
+        own.generation = -1
+    elseif its.generation < 0 then
         call("HDEL", state, "@" .. process)
         call("ZREM", leases, process)
     else
-        hold(own, 0, 0)
-        own.generation = -1
-        write(process, own)
+        hold(its, 0, 0)
+        its.generation = -1
+        call("HSET", state, "@" .. process, written(its))
         call("ZADD", leases, text(now + MEMORY), process)
     end
 end
 
-local own = held_by(holder)
-own.resets = resets
 local is_stale = asked.generation < own.generation
 if asked.generation > own.generation then
     own.generation = asked.generation
@@ -220,13 +224,12 @@ if kind == "reserve" then
     end
 end
 
-local values = { "epoch", epoch }
+local values = { "epoch", epoch, "@" .. holder, written(own) }
 for _, field in ipairs(fields) do
     values[#values + 1] = field
     values[#values + 1] = text(it[field])
 end
 call("HSET", state, unpack(values))
-write(holder, own)
 call("ZADD", leases, text(now + asked.lease), holder)
 local kept = it.ends > 0 and it.ends - now + AFTER_THE_END or it.per > 0 and it.per + AFTER_THE_END or WITHOUT_END
 call("PEXPIRE", state, text(kept / 1000))

@@ -17,9 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from resilience_kit.errors import ConfigurationError, StoreContentError, StoreUnavailableError
+from resilience_kit.errors import ConfigurationError, StoreUnavailableError
 from resilience_kit.fleet.connection import Argument, packaged_script
 from resilience_kit.fleet.fleets import Fleet
+from resilience_kit.registry import mode
 from resilience_kit.settings import current_settings
 from resilience_kit.token_budgets import (
     NO_RESERVATION,
@@ -40,8 +41,6 @@ _SHARES = 4.0
 _RETRY = 1.0
 _NANOS = 1_000_000_000
 _MICROS = 1_000_000
-# Of seconds that are left, as the script tells them.
-_ENDLESS = -2
 # The server's clock and this one do not tick as one: who waits for the end waits a little longer.
 _MARGIN = 0.002
 
@@ -72,7 +71,10 @@ def _units(amount: Amount) -> _Units:
 
 @dataclass(frozen=True, slots=True)
 class _Message:
-    """One message to the store, and what the budget knew when it was sent."""
+    """One message to the store, and what the budget knew when it was sent.
+
+    It is early if another one was under way that gives something back: it may come before that one.
+    """
 
     arguments: Sequence[Argument]
     epoch: str
@@ -81,6 +83,7 @@ class _Message:
     has_batch: bool
     resets: int
     is_known: bool
+    is_early: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,7 @@ class FleetBudget(Budget):
         self._generation, self._is_unsure = 1, False
         self._released = self._untold = self._batch = _NONE
         self._batch_number, self._is_batch_sent = 0, False
-        self._in_flight = 0
+        self._in_flight = self._releasing = 0
         # the number of the last one, until the store has heard of it
         self._resets = self._last_reset = 0
         self._alone_until = -math.inf
@@ -147,6 +150,7 @@ class FleetBudget(Budget):
             StoreContentError: What lies in the store under the budget's name is not what the kit put there.
         """
         need = _units(amount)
+        outcome: Reservation | tuple[Excess, float | None] | None
         while True:
             if self._must_be_alone():
                 outcome = self._reserve_alone(amount, need)
@@ -156,7 +160,9 @@ class FleetBudget(Budget):
                 return outcome
             if outcome is not None:
                 excess, seconds = outcome
-                await waiting.sleep(self._wait_of(excess, seconds, may_wait=may_wait))
+                # where a test skips its waits, the server's clock does not jump ahead
+                can_wait = may_wait and not mode.skips_waiting
+                await waiting.sleep(self._wait_of(excess, seconds, may_wait=can_wait))
 
     def settle(self, reservation: Reservation, used: Amount) -> None:
         """Have what was used take the place of what was held, soon and without waiting for it."""
@@ -225,7 +231,7 @@ class FleetBudget(Budget):
                 return self._granted(message, answer, amount, need)
             if answer.verdict == "shares":
                 shares = answer.shares
-            elif answer.verdict == "refused" and answer.epoch == self._epoch:
+            elif answer.verdict == "refused" and not message.is_early:
                 excess = self._broken(need, answer.used + answer.held)
                 seconds = answer.left / _MICROS + _MARGIN if answer.left > 0 else None
                 return None if excess is None else (excess, seconds)
@@ -263,7 +269,7 @@ class FleetBudget(Budget):
             self._is_batch_sent |= has_batch
             left = self._left()
             began_at = self._began_at if not self._epoch else None
-            arguments = (
+            arguments: tuple[Argument, ...] = (
                 *(kind, self._holder, self._epoch, round((self._seconds or 0) * _MICROS), round(_LEASE * _MICROS)),
                 *(self._serial, left, 0 if began_at is None else round((time.monotonic() - began_at) * _MICROS)),
                 *(self._resets, round(_SHARES * _MICROS)),
@@ -272,45 +278,37 @@ class FleetBudget(Budget):
                 *(self._batch_number if has_batch else 0, batch.tokens, batch.nanos, need.tokens, need.nanos),
                 *(-1 if limit is None else limit for limit in self._limits),
             )
+            is_early = self._releasing > 0
             self._in_flight += 1
+            self._releasing += released != _NONE
             return _Message(
-                arguments, self._epoch, self._generation, released, has_batch, self._resets, bool(left)
+                arguments, self._epoch, self._generation, released, has_batch, self._resets, bool(left), is_early
             )
 
     def _read(self, reply: Any) -> _Answer:
         if reply[0] == b"per":
-            here = "None" if self._seconds is None else f"{self._seconds:g}"
-            there = f"{reply[1] / _MICROS:g}" if reply[1] else "None"
+            there, here = (f"{it:g}" if it else "None" for it in (reply[1] / _MICROS, self._seconds))
             raise ConfigurationError(
                 f"token budget {self.agent!r} has two configurations: per={there} was declared in another process of "
-                f"the fleet, and now per={here}. Say the same in both, use another name, or start the budget anew "
-                "with reset_all() once no process has the other."
+                f"the fleet, and now per={here}. Say the same in both, or use another name; once no process has the "
+                "other one, reset_all() starts the budget anew."
             )
-        try:
-            verdict, epoch, serial, left, used, used_nanos, held, held_nanos, here, here_nanos, shares = reply
-            return _Answer(
-                verdict.decode(),
-                epoch.decode(),
-                serial,
-                left,
-                _Units(used, used_nanos),
-                _Units(held, held_nanos),
-                _Units(here, here_nanos),
-                shares / _MICROS,
-            )
-        except (ValueError, TypeError, AttributeError):
-            key = self._keys[0]
-            raise StoreContentError(f"what lies in the store under {key!r} is not what the kit put there", key=key)
+        verdict, epoch, serial, left, *amounts, shares = reply
+        used, held, held_here = (_Units(*amounts[at : at + 2]) for at in (0, 2, 4))
+        return _Answer(verdict.decode(), epoch.decode(), serial, left, used, held, held_here, shares / _MICROS)
 
     def _unanswered(self, message: _Message) -> None:
         with self._guard:
             self._in_flight -= 1
+            self._releasing -= message.released != _NONE
             self._is_unsure = True
             if message.has_batch:
                 self._is_batch_sent = False
+        self._tell_soon()
 
     def _learn(self, message: _Message, answer: _Answer) -> None:
         self._in_flight -= 1
+        self._releasing -= message.released != _NONE
         self._take_in_settled()
         if message.has_batch:
             self._batch, self._is_batch_sent = _NONE, False
@@ -342,10 +340,6 @@ class FleetBudget(Budget):
     def _beat(self) -> None:
         self._is_telling = False
         with self._guard:
-            self._take_in_settled()
-            self._turn_if_over()
-            if not (self._epoch or self._resets or self._holds_or_owes()):
-                return
             if not self._in_flight:
                 # what the store holds for this process is put right, whatever has happened to it
                 self._is_unsure = True
@@ -353,11 +347,9 @@ class FleetBudget(Budget):
 
     def _rejoin(self) -> None:
         self._is_telling = False
-        is_alone = self._is_alone and self._on_failure == "local"
-        if is_alone or self._epoch or self._resets or self._holds_or_owes():
-            answer = self._tell("rejoin" if is_alone else "tell")
-            with self._guard:
-                self._alone_until = time.monotonic() + answer.shares
+        answer = self._tell("rejoin" if self._is_alone and self._on_failure == "local" else "tell")
+        with self._guard:
+            self._alone_until = time.monotonic() + answer.shares
 
     def _tell_soon(self) -> None:
         if not self._is_telling and not self._member.is_lost:
@@ -366,16 +358,19 @@ class FleetBudget(Budget):
 
     def _tell_settled(self) -> None:
         self._is_telling = False
-        if not self._member.is_lost:
+        with self._guard:
+            self._take_in_settled()
+            has_unsent = self._batch != _NONE and not self._is_batch_sent
+            # else a reservation has taken it along
+            is_due = has_unsent or self._is_unsure or self._resets or self._released + self._untold != _NONE
+        if is_due and not self._member.is_lost:
             self._tell("tell")
 
     def _tell(self, kind: str) -> _Answer:
         message = self._message(kind)
         answer = None
         try:
-            answer = self._read(
-                self._connection.run_blocking(packaged_script("budget"), self._keys, message.arguments)
-            )
+            answer = self._read(self._connection.run_blocking(packaged_script("budget"), self._keys, message.arguments))
         finally:
             if answer is None:
                 self._unanswered(message)
@@ -388,10 +383,9 @@ class FleetBudget(Budget):
     def _must_be_alone(self) -> bool:
         if self._member.is_lost:
             if self._on_failure == "refuse":
-                place = self._connection.place
                 raise StoreUnavailableError(
-                    f"the store at {place} is lost, and token budget {self.agent!r} is kept there alone: "
-                    'on_store_failure="refuse"',
+                    f"the store at {self._connection.place} is lost, and so token budget {self.agent!r} refuses all "
+                    'calls: on_store_failure="refuse"',
                     name=self._connection.prefix,
                     reason="StoreLost",
                 )
@@ -476,9 +470,6 @@ class FleetBudget(Budget):
         if self._seconds is None:
             return -1
         return 0 if self._ends_at is None else max(0, round((self._ends_at - time.monotonic()) * _MICROS))
-
-    def _holds_or_owes(self) -> bool:
-        return any(it != _NONE for it in (self._open, self._released, self._untold, self._batch))
 
     def _broken(self, need: _Units, taken: _Units) -> Excess | None:
         tokens, nanos = self._limits

@@ -146,8 +146,8 @@ def join(connect, store_url, monkeypatch):
     monkeypatch.setattr(fleet_budgets, "_SHARES", 0.5)
     monkeypatch.setattr(fleet_budgets, "_RETRY", 0.05)
 
-    def join(tokens=None, *, usd=None, per=None, url=store_url, name=NAME, deadline=5):
-        members.append(Member(connect(url, deadline=deadline), beat=BEAT))
+    def join(tokens=None, *, usd=None, per=None, url=store_url, name=NAME, deadline=5, beat=BEAT):
+        members.append(Member(connect(url, deadline=deadline), beat=beat))
         members[-1].start()
         configuration = BudgetConfiguration(tokens, usd, per)
         budget = FleetBudget(name, configuration, Fleet(members[-1].connection, members[-1]))
@@ -306,6 +306,22 @@ def test_a_process_never_waits_for_its_own_settlements(join):
     for _ in range(50):
         budget.settle(reserve(budget, 51), Amount(1))
     assert used(budget) == 50
+
+
+def test_a_call_that_overtakes_what_is_given_back_is_not_refused_for_it(join, monkeypatch):
+    budget = join(100)
+    reservation = reserve(budget, 100)
+    run_blocking = budget._connection.run_blocking
+
+    def slow(script, keys, arguments=()):
+        if arguments[0] == "tell":
+            time.sleep(0.3)
+        return run_blocking(script, keys, arguments)
+
+    monkeypatch.setattr(budget._connection, "run_blocking", slow)
+    budget.settle(reservation, NOTHING)
+    eventually(lambda: budget._releasing)
+    reserve(budget, 100)
 
 
 def test_a_name_of_any_characters_shares_nothing_with_another(join):
@@ -554,6 +570,9 @@ def test_a_reset_starts_the_budget_anew_for_the_whole_fleet(join):
 def test_a_reset_among_many_calls_happens_once(join):
     budget = join(1_000)
 
+    # so that a call is the first to tell of it
+    budget._tell_soon = lambda: None
+
     async def run():
         budget.reset()
         calls = [budget.reserve(Amount(10), TaskWaiting(), may_wait=False) for _ in range(50)]
@@ -647,6 +666,17 @@ def used_in_store(budget, tokens):
     return True
 
 
+def test_what_was_told_in_vain_or_not_is_counted_once(join, proxy, own_server):
+    budget, other = join(100, url=proxy.url, deadline=0.5), join(100, url=own_server.url)
+    reservation = reserve(budget, 50)
+    proxy.cuts_answers = True
+    budget.settle(reservation, Amount(40))
+    eventually(lambda: budget.member.is_lost)
+    proxy.cuts_answers = False
+    eventually(lambda: not budget.member.is_lost)
+    assert used_in_store(other, 40)
+
+
 def test_what_others_used_outlives_the_loss_of_the_stores_memory(join, own_server):
     gone, budget = join(100, url=own_server.url), join(100, url=own_server.url)
     spend(gone, 40)
@@ -717,6 +747,18 @@ def test_a_fleet_that_loses_its_store_and_finds_it_again_keeps_within_the_budget
     while time.monotonic() < until:
         total += sum(spent_over(budget, least=1) for budget in budgets)
     assert total == 200
+
+
+def test_a_process_that_is_back_before_another_leaves_it_what_it_used_meanwhile(join, own_server, monkeypatch):
+    monkeypatch.setattr(fleet_budgets, "_SHARES", 5)
+    early, late = join(100, url=own_server.url), join(100, url=own_server.url, beat=1)
+    eventually(lambda: all(fits(budget, 1) and budget.member.live == 2 for budget in (early, late)))
+    eventually(lambda: all(reserved(budget) == 0 for budget in (early, late)))
+    own_server.kill()
+    total = spent_over(late, least=100)
+    eventually(lambda: early.member.is_lost)
+    find(own_server, early)
+    assert total + spent_over(early, least=100) == 100
 
 
 def test_a_period_that_turns_without_the_store_gives_each_its_share(join, own_server):

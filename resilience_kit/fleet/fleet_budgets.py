@@ -126,6 +126,7 @@ class FleetBudget(Budget):
         self._ends_at: float | None = None
         self._began_at: float | None = None
         self._known_used = self._held_by_others = _NONE
+        self._live = 1
         # what calls under way hold, and what the store holds for them by all that it has answered
         self._open = self._acknowledged = _NONE
         self._generation, self._is_unsure = 1, False
@@ -312,6 +313,9 @@ class FleetBudget(Budget):
         self._take_in_settled()
         if message.has_batch:
             self._batch, self._is_batch_sent = _NONE, False
+        if not answer.shares:
+            # else some may not be back yet, and count still
+            self._live = self._member.live
         if message.resets == self._resets:
             self._resets = 0
         if message.generation == self._generation:
@@ -347,7 +351,7 @@ class FleetBudget(Budget):
 
     def _rejoin(self) -> None:
         self._is_telling = False
-        answer = self._tell("rejoin" if self._is_alone and self._on_failure == "local" else "tell")
+        answer = self._tell("rejoin" if self._on_failure == "local" else "tell")
         with self._guard:
             self._alone_until = time.monotonic() + answer.shares
 
@@ -407,7 +411,7 @@ class FleetBudget(Budget):
         if self._on_failure == "open" and self._member.is_lost:
             taken, live = _NONE, 1
         else:
-            live = max(1, self._member.live)
+            live = max(self._live, self._member.live)
         tokens, nanos = self._limits
         return _Units(max(0, (tokens or 0) - taken.tokens) // live, max(0, (nanos or 0) - taken.nanos) // live)
 

@@ -80,7 +80,7 @@ class _Message:
     epoch: str
     generation: int
     released: _Units
-    has_batch: bool
+    batch: int
     resets: int
     is_known: bool
     is_early: bool
@@ -266,7 +266,7 @@ class FleetBudget(Budget):
                 self._batch, self._untold = self._untold, _NONE
                 self._batch_number += 1
             has_batch = self._batch != _NONE and not self._is_batch_sent
-            batch = self._batch if has_batch else _NONE
+            number, batch = (self._batch_number, self._batch) if has_batch else (0, _NONE)
             self._is_batch_sent |= has_batch
             left = self._left()
             began_at = self._began_at if not self._epoch else None
@@ -276,14 +276,14 @@ class FleetBudget(Budget):
                 *(self._resets, round(_SHARES * _MICROS)),
                 *(self._known_used.tokens, self._known_used.nanos, self._generation),
                 *(self._acknowledged.tokens, self._acknowledged.nanos, released.tokens, released.nanos),
-                *(self._batch_number if has_batch else 0, batch.tokens, batch.nanos, need.tokens, need.nanos),
+                *(number, batch.tokens, batch.nanos, need.tokens, need.nanos),
                 *(-1 if limit is None else limit for limit in self._limits),
             )
             is_early = self._releasing > 0
             self._in_flight += 1
             self._releasing += released != _NONE
             return _Message(
-                arguments, self._epoch, self._generation, released, has_batch, self._resets, bool(left), is_early
+                arguments, self._epoch, self._generation, released, number, self._resets, bool(left), is_early
             )
 
     def _read(self, reply: Any) -> _Answer:
@@ -303,26 +303,31 @@ class FleetBudget(Budget):
             self._in_flight -= 1
             self._releasing -= message.released != _NONE
             self._is_unsure = True
-            if message.has_batch:
+            if message.batch == self._batch_number:
                 self._is_batch_sent = False
         self._tell_soon()
 
     def _learn(self, message: _Message, answer: _Answer) -> None:
         self._in_flight -= 1
         self._releasing -= message.released != _NONE
-        self._take_in_settled()
-        if message.has_batch:
+        if message.batch == self._batch_number:
             self._batch, self._is_batch_sent = _NONE, False
-        if not answer.shares:
-            # else some may not be back yet, and count still
-            self._live = self._member.live
         if message.resets == self._resets:
             self._resets = 0
         if message.generation == self._generation:
             self._acknowledged -= message.released
+        if not answer.shares:
+            # else some may not be back yet, and count still
+            self._live = self._member.live
+        if self._untold != _NONE:
+            self._tell_soon()
+        self._adopt(message, answer)
+
+    def _adopt(self, message: _Message, answer: _Answer) -> None:
+        """Take the period of an answer for the present one, unless a newer one is known."""
         if answer.epoch != self._epoch:
             if message.epoch != self._epoch:
-                # of before the state that is known by now was learnt of
+                # asked before the state was known that is known by now
                 return
             if self._epoch and not message.is_known:
                 self._turn()
@@ -330,13 +335,11 @@ class FleetBudget(Budget):
             return
         elif answer.serial > self._serial:
             self._turn()
-        if self._untold != _NONE:
-            self._tell_soon()
         is_same = (answer.epoch, answer.serial) == (self._epoch, self._serial)
         self._epoch, self._serial = answer.epoch, answer.serial
         self._known_used = answer.used.at_least(self._known_used) if is_same else answer.used
-        self._began_at = None
         self._held_by_others = answer.held - answer.held_here
+        self._began_at = None
         self._ends_at = time.monotonic() + answer.left / _MICROS if answer.left >= 0 else None
 
     # In the worker's thread
@@ -463,7 +466,7 @@ class FleetBudget(Budget):
         self._ends_at = self._began_at = None
         self._known_used = self._held_by_others = self._open = _NONE
         self._released = self._untold = self._batch = self._used_alone = _NONE
-        self._is_unsure = True
+        self._is_unsure, self._is_batch_sent = True, False
         if self._is_alone:
             self._allowance = self._share(_NONE)
 

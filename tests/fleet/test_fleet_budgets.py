@@ -545,6 +545,13 @@ def test_another_period_in_another_process_is_refused_with_both(join):
         reserve(join(100, per=60), 1)
 
 
+def test_a_reset_gives_a_budget_another_period(join):
+    spend(join(100, per=3_600), 1)
+    budget = join(100, per=60)
+    budget.reset()
+    reserve(budget, 100)
+
+
 def test_another_period_counts_from_the_next_one_on(join):
     spend(join(100, per=0.2), 100)
     budget = join(100, per=60)
@@ -786,9 +793,28 @@ def test_refuse_refuses_at_once(join, own_server):
         reserve(budget, 1)
 
 
+def test_a_call_that_is_on_its_way_during_a_reset_is_asked_for_again(join, monkeypatch):
+    budget = join(100)
+    spend(budget, 50)
+    run_blocking = budget._connection.run_blocking
+
+    def reset_meanwhile(script, keys, arguments=()):
+        reply = run_blocking(script, keys, arguments)
+        if arguments[0] == "reserve":
+            monkeypatch.undo()
+            budget.reset()
+        return reply
+
+    monkeypatch.setattr(budget._connection, "run_blocking", reset_meanwhile)
+    reserve(budget, 40)
+    assert [fits(join(100), tokens) for tokens in (61, 60)] == [False, True]
+
+
 def test_refuse_refuses_the_call_that_finds_out_too(join, own_server):
     configure(on_store_failure="refuse")
-    budget = join(100, url=own_server.url)
+    # so late that no sign of life finds out before
+    budget = join(100, url=own_server.url, beat=60)
+    spend(budget, 1)
     own_server.kill()
     with pytest.raises(StoreUnavailableError):
         reserve(budget, 1)

@@ -64,7 +64,7 @@ class Member:
         self._end = threading.Event()
         self._has_warned: set[str] = set()
         # None ends the worker
-        self._unsent: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
+        self._unsent: queue.SimpleQueue[tuple[str, str] | Callable[[], object] | None] = queue.SimpleQueue()
         self._threads: tuple[threading.Thread, ...] = ()
         self._ear: Any = None
         self._at_beat: list[Callable[[], object]] = []
@@ -98,6 +98,11 @@ class Member:
     def tell_news(self, kind: str, name: str, **values: Any) -> None:
         """Tell all other members something about a name; it must fit into 4,096 bytes of JSON."""
         self.tell(self.channel, json.dumps({**values, "kind": kind, "name": name, "from": self.id}))
+
+    def soon(self, function: Callable[[], object]) -> None:
+        """Have the worker call a function before its next beat, also while the store is lost; it may ask the store."""
+        if not self._end.is_set():
+            self._unsent.put(function)
 
     def on_beat(self, function: Callable[[], object]) -> Callable[[], None]:
         """Have the worker call a function after each sign of life. Returns what ends that, as all of these do."""
@@ -164,7 +169,9 @@ class Member:
                 continue
             if message is None:
                 break
-            if not self.is_lost:
+            if callable(message):
+                self._call(message)
+            elif not self.is_lost:
                 self._ask(self.connection.publish, *message)
         if not self.is_lost:
             # else the others find out by its lease

@@ -94,7 +94,10 @@ class RetriesExhausted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CircuitOpened(Event):
-    """A circuit opened after `failures` failures in a row, or because a trial failed."""
+    """A circuit opened after `failures` failures in a row, or because a trial failed.
+
+    Where that was in another process of the fleet, `error` ends with "in another process".
+    """
 
     failures: int
     error: str
@@ -108,7 +111,7 @@ class CircuitHalfOpened(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CircuitClosed(Event):
-    """A circuit closed: `reason` is "recovered" or "reset"."""
+    """A circuit closed: `reason` is "recovered" or "reset", with "in another process" after it where it was there."""
 
     reason: str
 

@@ -285,7 +285,9 @@ def _shared(circuit: Circuit, values: dict[str, Any]) -> "SharedCircuit | None":
     from resilience_kit.fleet.fleets import current_fleet
 
     fleet = current_fleet()
-    return fleet and SharedCircuit(
+    if fleet is None:
+        return None
+    return SharedCircuit(
         circuit,
         fleet,
         max_trials=values["half_open_max_calls"],

@@ -13,7 +13,6 @@ import json
 import math
 import random
 import re
-import threading
 import time
 from dataclasses import dataclass
 from hashlib import sha256
@@ -99,7 +98,7 @@ class SharedCircuit:
 
     def __init__(self, circuit: LocalCircuit, fleet: Fleet, *, max_trials: int, success_threshold: int) -> None:
         self._circuit = circuit
-        self._lock: threading.RLock = circuit.lock
+        self._lock = circuit.lock
         self._connection = fleet.connection
         self._member = fleet.member
         self._max_trials = max_trials
@@ -180,7 +179,6 @@ class SharedCircuit:
         with self._lock:
             self._is_queued = False
             move = self._move if self._has_looked else ""
-            successes = self._successes
             arguments = self._arguments(move, began)
             self._move = "" if move else self._move
             # at most once: one too few costs a trial, one too many trust

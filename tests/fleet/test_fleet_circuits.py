@@ -497,7 +497,8 @@ def test_a_process_that_had_lost_the_store_does_what_it_missed_as_soon_as_it_is_
     one.open()
     time.sleep(0.5)
     proxy.is_silent = False
-    eventually(lambda: other.state == "OPEN")
+    # its listener finds out only after 10 s
+    eventually(lambda: other.state == "OPEN", seconds=9)
 
 
 def test_no_call_waits_for_a_store_that_does_not_answer(processes, own_server):

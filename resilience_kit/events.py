@@ -94,10 +94,7 @@ class RetriesExhausted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CircuitOpened(Event):
-    """A circuit opened after `failures` failures in a row, or because a trial failed.
-
-    Where that was in another process of the fleet, `error` ends with "in another process".
-    """
+    """A circuit opened after `failures` failures in a row, or because a trial failed; `error` says if elsewhere."""
 
     failures: int
     error: str

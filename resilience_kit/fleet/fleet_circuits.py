@@ -178,7 +178,8 @@ class SharedCircuit:
         began = time.monotonic()
         with self._lock:
             self._is_queued = False
-            move = self._move if self._has_looked else ""
+            is_first = not self._has_looked
+            move = "" if is_first else self._move
             arguments = self._arguments(move, began)
             self._move = "" if move else self._move
             # at most once: one too few costs a trial, one too many trust
@@ -200,7 +201,11 @@ class SharedCircuit:
         with self._lock:
             self._take(answer, began)
         self._circuit.tell()
-        self.hurry()
+        if is_first and self._move:
+            # not by way of the queue, which takes nothing more in a process that ends
+            self.sync()
+        else:
+            self.hurry()
 
     def _beat(self) -> None:
         with self._lock:

@@ -195,9 +195,12 @@ class Process:
         assert self.do("call", "fail") == "sent"
         assert self.state == "OPEN"
 
+    def end(self):
+        self._process.stdin.close()
+
     def close(self):
         self.signal(signal.SIGCONT)
-        self._process.stdin.close()
+        self.end()
         self._process.wait(20)
         self._process.stdout.close()
 
@@ -337,6 +340,19 @@ def test_a_reset_in_a_process_whose_circuit_is_closed_is_told_too(processes, con
     sent(connection, key, known=0, move="open")
     one.do("reset")
     eventually(lambda: client.hget(key("state"), "state") == b"reset")
+
+
+def test_a_process_that_ends_after_a_reset_has_told_it(processes, own_server):
+    (one,) = in_use(processes(1, url=own_server.url, deadline=5))
+    one.open()
+    (brief,) = processes(1, url=own_server.url, deadline=60)
+    with own_server.stopped():
+        brief.do("call", "succeed")
+        brief.do("reset")
+        brief.end()
+        # it is ending when the store answers what it asked first
+        time.sleep(0.5)
+    eventually(lambda: one.state == "CLOSED")
 
 
 def sent(connection, key, *, known, move, process="p", wanted=0, most=1, successes=0):

@@ -23,7 +23,6 @@ from resilience_kit.fleet.fleets import Fleet
 from resilience_kit.registry import mode
 from resilience_kit.settings import current_settings
 from resilience_kit.token_budgets import (
-    NO_RESERVATION,
     Amount,
     Budget,
     BudgetConfiguration,
@@ -167,8 +166,6 @@ class FleetBudget(Budget):
 
     def settle(self, reservation: Reservation, used: Amount) -> None:
         """Have what was used take the place of what was held, soon and without waiting for it."""
-        if reservation is NO_RESERVATION:
-            return
         self._settled.append((reservation, _units(used)))
         # else whoever has it takes them in
         if self._guard.acquire(blocking=False):

@@ -31,7 +31,7 @@ from resilience_kit.fleet.fleet_budgets import FleetBudget
 from resilience_kit.fleet.fleets import Fleet
 from resilience_kit.fleet.membership import Member
 from resilience_kit.testing import isolated, no_waiting
-from resilience_kit.token_budgets import NO_RESERVATION, NOTHING, Amount, Budget, BudgetConfiguration, token_budgets
+from resilience_kit.token_budgets import NOTHING, Amount, Budget, BudgetConfiguration, token_budgets
 from resilience_kit.waiting import TaskWaiting, ThreadWaiting
 
 BEAT = 0.05
@@ -852,9 +852,3 @@ def test_a_process_whose_fleet_is_closed_has_a_budget_of_its_own(join):
     spend(budget, 40)
     budget.member.close()
     assert spent_over(budget, least=100) == 60
-
-
-def test_what_holds_nothing_is_settled_with_nothing(join):
-    budget = join(100)
-    budget.settle(NO_RESERVATION, Amount(50))
-    assert fits(budget, 100)

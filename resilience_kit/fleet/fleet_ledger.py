@@ -159,7 +159,8 @@ class FleetLedger:
             return max(due, lease.starts_at - now)
         # What this process has sent itself lies in the fleet's windows too: a place among all is taken before that has
         # left them. A pause that the server asked for is waited out first.
-        if due > own.seconds_until_fits_into(own.requests, own.tokens, tokens, now):
+        short_requests = max(1, own.requests // SHORT_WINDOWS)
+        if due > own.seconds_until_fits_into(own.requests, short_requests, own.tokens, tokens, now):
             return due
         return None
 

@@ -35,7 +35,7 @@ from resilience_kit.fleet.limit_store import (
     Wish,
 )
 from resilience_kit.fleet.membership import News
-from resilience_kit.fleet.shares import Share, share_of
+from resilience_kit.fleet.shares import Share
 from resilience_kit.quota_ceilings import FINE_WINDOWS, SHORT_WINDOWS
 from resilience_kit.quota_ledger import Sent, WindowLedger
 from resilience_kit.quota_lessons import Correction, Seen
@@ -153,7 +153,7 @@ class FleetLedger:
         if self._in_flight() >= self._slots_at(now):
             return None
         if share is not None:
-            return max(due, share.seconds_until_fits(own, tokens, now))
+            return max(due, share.seconds_until_fits(tokens, self.used(now), self._leases.validity, now))
         lease = self._leases.current
         if lease is not None and lease.covers(tokens, now):
             return max(due, lease.starts_at - now)
@@ -316,7 +316,7 @@ class FleetLedger:
         self._others_want_slots = grant.waiting > self._wants_slot
         is_granted = grant.outcome is Outcome.GRANTED and grant.requests > 0
         if self._is_another_life(grant.epoch):
-            self._shares_until = asked_at + max(grant.shares_left, self._rejoining)
+            self._shares_until = asked_at + (grant.shares_left or self._rejoining)
             # by what was known of the others before
             self._share_at(current)
             return
@@ -391,7 +391,8 @@ class FleetLedger:
             self._share = None
         elif self._share is None:
             self._leases.leave(now)
-            self._share = share_of(self._own, self._processes, self.used(now), now)
+            alone = self._processes == 1
+            self._share = Share(self._own, self._processes, now if alone else now + self._member.noticed_within)
         return self._share
 
     def _is_another_life(self, epoch: int) -> bool:
@@ -441,7 +442,10 @@ class FleetLedger:
                 in_flight,
                 in_flight,
                 begin_shares=begin_shares,
-                sent=[limit_store.Sent(max(0.0, asked_at - at), 1, tokens) for at, tokens in sent],
+                # as on a lease: a call may leave a little later than it is counted
+                sent=[
+                    limit_store.Sent(max(0.0, asked_at - at - self._leases.validity), 1, tokens) for at, tokens in sent
+                ],
             )
             if keeps_still:
                 wish = replace(wish, slots=NO_SLOTS)

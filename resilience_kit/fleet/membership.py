@@ -52,6 +52,7 @@ class Member:
     Attributes:
         id: 16 hexadecimal digits, of this process alone.
         live: How many processes there were lately by the store's word, this one included.
+        noticed_within: Seconds in which all processes notice that the store is lost, or has lost what it knew.
         was_cut_off: Whether the listener has lost its connection before: the store may have been started anew since.
     """
 
@@ -63,6 +64,7 @@ class Member:
         self.connection = connection
         self.channel = f"{connection.prefix}:news"
         self._beat = beat
+        self.noticed_within = beat + connection.deadline
         self._lease = lease
         self._members = connection.key("members")
         self._lock = threading.Lock()

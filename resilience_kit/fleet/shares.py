@@ -1,8 +1,9 @@
 """What one process may send of a quota that a fleet shares, while the store that counts for all cannot be asked.
 
-Each keeps to an equal part of the quota, by as many processes as were alive when the store was last heard of. Until
-all that was sent before has left the server's windows, it gets no more than what it has in them itself and its part of
-what was left: so the fleet stays within the quota from the first moment on.
+Each keeps to an equal part of the quota, by as many processes as were alive lately. It sends nothing until all others
+must have noticed too, and have left what the store had granted them. Then, until all that was sent before has left the
+server's windows, it gets no more than what it has in them itself and its part of what is left. So the fleet stays
+within the quota from the first moment on.
 """
 
 import math
@@ -13,7 +14,7 @@ from resilience_kit.quota_ledger import WindowLedger
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class _Part:
     """A part of a quota: requests in a period and in a sixth of it, and tokens in a period."""
 
     requests: int
@@ -21,70 +22,69 @@ class Part:
     tokens: int
 
 
-@dataclass(frozen=True, slots=True)
 class Share:
     """A process's part of a quota.
-
-    Attributes:
-        whole: What it has in the end; a request of more tokens never fits.
-        first: What it has of the windows that began before the share.
-        began_at: When the share began.
-        period: The length of the quota's window in seconds.
-    """
-
-    whole: Part
-    first: Part
-    began_at: float
-    period: float
-
-    @property
-    def tokens(self) -> int:
-        """The largest request that it has room for."""
-        return self.whole.tokens
-
-    def seconds_until_fits(self, own: WindowLedger, tokens: int, now: float) -> float:
-        """Seconds until one request of so many tokens fits beside what this process has sent."""
-        if tokens > self.whole.tokens:
-            return math.inf
-        short_widens_at = self.began_at + self.period / SHORT_WINDOWS
-        widens_at = self.began_at + self.period
-        at_present = self.whole if now >= widens_at else self.first
-        short_requests = (self.whole if now >= short_widens_at else self.first).short_requests
-        due = math.inf
-        if tokens <= at_present.tokens:
-            due = own.seconds_until_fits_into(at_present.requests, short_requests, at_present.tokens, tokens, now)
-        later = [at - now for at in (short_widens_at, widens_at) if at > now]
-        return min(due, *later) if later else due
-
-
-def share_of(own: WindowLedger, processes: int, used: tuple[int, int], now: float) -> Share:
-    """A process's share.
 
     Args:
         own: What this process has sent, and under which quota.
         processes: How many share it, this one included.
-        used: Requests and tokens that the window holds of all processes, as last heard of.
-        now: The time.
+        begins_at: When all others must have noticed that the store cannot be asked.
     """
-    short = max(1, own.requests // SHORT_WINDOWS)
-    whole = Part(*(max(1, most // processes) for most in (own.requests, short, own.tokens)))
-    if processes == 1:
-        return Share(whole, whole, now, own.period)
-    sent = own.sent(now)
-    own_short = sum(at > now - own.period / SHORT_WINDOWS for at, _ in sent)
-    own_tokens = sum(tokens for _, tokens in sent)
 
-    def first(part: int, quota: int, own_part: int, of_all: int) -> int:
-        return min(part, own_part + max(0, quota - of_all) // processes)
+    __slots__ = ("_begins_at", "_first", "_own", "_processes", "_quota", "_whole")
 
-    return Share(
-        whole,
-        Part(
-            first(whole.requests, own.requests, len(sent), used[0]),
+    def __init__(self, own: WindowLedger, processes: int, begins_at: float) -> None:
+        self._own = own
+        self._processes = processes
+        self._begins_at = begins_at
+        self._quota = _Part(own.requests, max(1, own.requests // SHORT_WINDOWS), own.tokens)
+        self._whole = _Part(
+            *(max(1, most // processes) for most in (own.requests, self._quota.short_requests, own.tokens))
+        )
+        self._first: _Part | None = None
+
+    @property
+    def tokens(self) -> int:
+        """The largest request that it has room for."""
+        return self._whole.tokens
+
+    def seconds_until_fits(self, tokens: int, used: tuple[int, int], late: float, now: float) -> float:
+        """Seconds until one request fits beside what this process has sent.
+
+        Args:
+            tokens: The request's.
+            used: Requests and tokens that the window holds of all processes, as last heard of.
+            late: Seconds by which what this process has sent may have left it later than it was counted.
+            now: The time.
+        """
+        if tokens > self._whole.tokens:
+            return math.inf
+        if now < self._begins_at:
+            return self._begins_at - now
+        if self._first is None:
+            self._first = self._first_part(used, now)
+        period = self._own.period
+        short_widens_at, widens_at = self._begins_at + period / SHORT_WINDOWS, self._begins_at + period
+        part = self._whole if now >= widens_at else self._first
+        short_requests = (self._whole if now >= short_widens_at else self._first).short_requests
+        due = math.inf
+        if tokens <= part.tokens:
+            due = self._own.seconds_until_fits_into(part.requests, short_requests, part.tokens, tokens, now - late)
+        return min([due, *(at - now for at in (short_widens_at, widens_at) if at > now)])
+
+    def _first_part(self, used: tuple[int, int], now: float) -> _Part:
+        if self._processes == 1:
+            return self._whole
+        whole, quota, sent = self._whole, self._quota, self._own.sent(now)
+        own_short = sum(at > now - self._own.period / SHORT_WINDOWS for at, _ in sent)
+        own_tokens = sum(tokens for _, tokens in sent)
+
+        def first(part: int, most: int, own: int, of_all: int) -> int:
+            return min(part, own + max(0, most - of_all) // self._processes)
+
+        return _Part(
+            first(whole.requests, quota.requests, len(sent), used[0]),
             # of the short windows nothing is known but this process's part: the others may have filled them
-            first(whole.short_requests, short, own_short, used[0]),
-            first(whole.tokens, own.tokens, own_tokens, used[1]),
-        ),
-        now,
-        own.period,
-    )
+            first(whole.short_requests, quota.short_requests, own_short, used[0]),
+            first(whole.tokens, quota.tokens, own_tokens, used[1]),
+        )

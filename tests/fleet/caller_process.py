@@ -11,6 +11,7 @@ import random
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 from resilience_kit import ResilienceError, configure, events, rate_limited
 from resilience_kit.fleet import fleets
@@ -20,12 +21,22 @@ from resilience_kit.registry import mode
 from resilience_kit.settings import current_settings
 
 
+class RateLimitError(Exception):
+    """As a server would refuse a call for a second, in any client's words."""
+
+    status_code = 429
+
+    def __init__(self):
+        super().__init__("Rate limit is exceeded. Try again in 1 second.")
+        self.response = SimpleNamespace(headers={"retry-after-ms": "1000"})
+
+
 def say(what, *values):
     sys.stdout.write(json.dumps([what, time.monotonic(), *values]) + "\n")
     sys.stdout.flush()
 
 
-def join(*, url, prefix, on_store_failure="local", beat=0.1, lease=1.0, deadline=2.0):
+def join(*, url, prefix, on_store_failure="local", beat=0.1, lease=1.0, deadline=1.0):
     """Join the fleet as the settings say, with faster signs of life."""
     configure(store=url, on_store_failure=on_store_failure)
     settings = current_settings()
@@ -38,10 +49,16 @@ async def call_on(given, ended):
     """Call from as many tasks as were asked for, until the test has heard enough."""
     sizes = given.get("sizes", [10])
     seconds = given.get("seconds", 0)
+    calls = 0
 
     @rate_limited("fleet", tokens=lambda tokens: tokens, **given["limit"])
     async def ask(tokens):
+        nonlocal calls
+        calls += 1
         say("sent", tokens)
+        if calls == given.get("refused_at"):
+            say("429", tokens)
+            raise RateLimitError
         await asyncio.sleep(seconds)
         say("done", tokens)
 
@@ -50,6 +67,8 @@ async def call_on(given, ended):
         while not ended.is_set():
             try:
                 await ask(chance.choice(sizes))
+            except RateLimitError:
+                pass
             except ResilienceError as error:
                 say("refused", type(error).__name__)
                 await asyncio.sleep(0.05)

@@ -118,7 +118,24 @@ def assert_within_quota(callers, limit=QUOTA):
         most_in(callers, period / 6),
         most_in(callers, period, weigh=lambda tokens: tokens),
     )
-    assert all(held <= bound for held, bound in zip(most, (requests, requests // 6, tokens), strict=True)), most
+    is_within = all(held <= bound for held, bound in zip(most, (requests, requests // 6, tokens), strict=True))
+    assert is_within, (most, story(callers, limit))
+
+
+def story(callers, limit=QUOTA):
+    """What happened around the fullest sixth of a period: for whoever reads a failure."""
+    length = limit["period"] / 6
+    sent = sorted((at, number) for number, caller in enumerate(callers) for at, _ in caller.heard("sent"))
+    fullest = max(range(len(sent)), key=lambda end: sum(sent[end][0] - length < at <= sent[end][0] for at, _ in sent))
+    end = sent[fullest][0]
+    moves = [(round(at - end, 3), number) for at, number in sent if end - 2 * length < at < end + length]
+    told = [
+        (round(at - end, 3), number, kind)
+        for number, caller in enumerate(callers)
+        for kind, at, *_ in list(caller.said)
+        if kind.startswith("Store") or kind == "refused"
+    ]
+    return moves, told
 
 
 def sent_by(callers):
@@ -215,6 +232,39 @@ def test_processes_keep_to_their_shares_while_the_store_is_gone_and_come_back_wi
     eventually(lambda: sent_by(callers) >= after + 90)
     assert_within_quota(callers)
     assert [len(caller.heard("StoreLost")) for caller in callers] == [1, 1, 1]
+
+
+def test_a_store_that_is_full_counts_as_gone_until_it_has_room(start, own_server):
+    callers = start(2, own_server.url)
+    eventually(lambda: sent_by(callers) >= 20)
+    with own_server.client() as client:
+        client.config_set("maxmemory", 1)
+        eventually(lambda: all(caller.heard("StoreLost") for caller in callers))
+        client.config_set("maxmemory", 0)
+    eventually(lambda: all(caller.heard("StoreRejoined") for caller in callers))
+    before = sent_by(callers)
+    eventually(lambda: sent_by(callers) >= before + 60)
+    assert_within_quota(callers)
+
+
+def test_a_store_that_is_slow_counts_as_gone(start, proxy):
+    callers = start(2, f"redis://127.0.0.1:{proxy.port}", fleet={"deadline": 0.3})
+    eventually(lambda: sent_by(callers) >= 20)
+    proxy.delay = 1
+    eventually(lambda: all(caller.heard("StoreLost") for caller in callers))
+    before = sent_by(callers)
+    eventually(lambda: sent_by(callers) >= before + 30)
+    assert_within_quota(callers)
+
+
+def test_a_refusal_that_one_process_meets_makes_all_of_them_wait(start, store_url):
+    callers = start(2, store_url, refused_at=10)
+    eventually(lambda: any(caller.heard("429") for caller in callers))
+    refused_at = min(at for caller in callers for at, *_ in caller.heard("429"))
+    eventually(lambda: any(at > refused_at + 1 for caller in callers for at, _ in caller.heard("sent")))
+    # what was granted when the news came is on its way
+    early = [at for caller in callers for at, _ in caller.heard("sent") if refused_at + 0.1 < at < refused_at + 0.9]
+    assert not early
 
 
 def test_a_store_that_lost_all_it_knew_lets_no_burst_through(start, own_server):

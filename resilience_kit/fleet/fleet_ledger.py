@@ -429,10 +429,14 @@ class FleetLedger:
             if not self._unreported and not begin_shares and (keeps_still or not is_used):
                 return
             sent = [self._unreported.popleft() for _ in range(min(len(self._unreported), _MOST_TOLD))]
+            held = in_flight
+            if self._leases.current is not None:
+                # what waits for its lease to start needs its slots then, or it would have to ask again, behind all others
+                held = max(in_flight, min(self._slots, in_flight + self._leases.current.requests))
             wish = self._wish(
                 self._limits(0, asked_at),
                 in_flight,
-                in_flight,
+                held,
                 begin_shares=begin_shares,
                 sent=[limit_store.Sent(max(0.0, asked_at - at), 1, tokens) for at, tokens in sent],
             )
@@ -440,7 +444,7 @@ class FleetLedger:
                 wish = replace(wish, slots=NO_SLOTS)
             else:
                 # what is free is on its way back
-                self._slots = min(self._slots, in_flight)
+                self._slots = min(self._slots, held)
         try:
             grant = self._store.reserve_blocking(wish)
         except BaseException:

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -56,3 +57,21 @@ def test_the_best_knows_what_changes():
 def test_an_order_knows_what_the_server_charges():
     assert order(random.Random(1), words=500, max_tokens=40).tokens == 540
     assert order(random.Random(1), words=500, max_tokens=None, absent=16).tokens == 516
+
+
+def one_of_two_fifths_among_small_ones():
+    for number, small in enumerate(mixed_orders()):
+        yield replace(small, tokens=60_000) if number % 100 == 20 else small
+
+
+def test_the_best_lets_small_orders_pass_a_large_one_that_does_not_fit_yet():
+    best = best_possible(quota(), one_of_two_fifths_among_small_ones(), period=PERIOD, until=4 * PERIOD)
+
+    assert all(0.97 * TOKENS <= tokens <= TOKENS for tokens in tokens_of_windows(best.admissions, 4))
+
+
+def test_the_best_in_turn_lets_no_order_pass_another():
+    orders = list(itertools.islice(one_of_two_fifths_among_small_ones(), 300))
+    best = best_possible(quota(), iter(orders), period=PERIOD, in_turn=True)
+
+    assert [admission.tokens for admission in best.admissions] == [order.tokens for order in orders]

@@ -6,12 +6,12 @@ rate of a round trip, and repeat what may have been done; a script that is run t
 
 import asyncio
 import hashlib
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
-from importlib import import_module
 from importlib.resources import files
 from importlib.util import find_spec
 from typing import Any
@@ -30,6 +30,9 @@ _MOST_CONNECTIONS = 32
 _CONTENT = "RESILIENCE_CONTENT "
 # What the server says when a command meets a value of another type, or a script fails on what it has read.
 _SIGNS_OF_GARBAGE = ("WRONGTYPE ", "ERR user_script:", "user_script:", "ERR Error running script")
+
+_importing = threading.Lock()
+_imported: set[str] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +171,7 @@ class Connection:
 
     def listener(self) -> Any:
         """A new connection, not yet open, for a thread that listens to channels."""
+        _import_redis()
         import redis.connection
 
         return self._new(redis.connection)
@@ -210,7 +214,7 @@ class Connection:
     async def _enter_loop(self) -> _LoopConnections:
         if not self._is_imported:
             # 0.1 s, and more where another thread is at it
-            await asyncio.to_thread(import_module, "redis.asyncio")
+            await asyncio.to_thread(_import_redis)
             self._is_imported = True
         loop = asyncio.get_running_loop()
         connections = self._by_loop.get(loop)
@@ -267,6 +271,7 @@ class Connection:
         raise failure
 
     def _ask_blocking(self, command: Sequence[Argument], if_unknown: Sequence[Argument]) -> Any:
+        _import_redis()
         import redis.connection
         from redis.exceptions import NoScriptError
 
@@ -309,6 +314,16 @@ class Connection:
         options = {"connection_class": module.Connection, **module.parse_url(self._url)}
         options |= {"protocol": 2, "socket_connect_timeout": self.deadline, "socket_timeout": self.deadline, **changes}
         return options.pop("connection_class")(**options)
+
+
+def _import_redis() -> None:
+    # redis-py 8.1 and its asyncio half import each other: two threads at it at once get half of a module, or an error
+    if "redis.connection" not in _imported:
+        with _importing:
+            import redis.asyncio.connection
+            import redis.connection
+
+            _imported.add(redis.connection.__name__)
 
 
 def _packed(*parts: Argument) -> bytes:

@@ -431,7 +431,7 @@ class FleetLedger:
             sent = [self._unreported.popleft() for _ in range(min(len(self._unreported), _MOST_TOLD))]
             held = in_flight
             if self._leases.current is not None:
-                # what waits for its lease to start needs its slots then, or it would have to ask again, behind all others
+                # who waits for its lease to start needs its slots then, or would ask again, behind all others
                 held = max(in_flight, min(self._slots, in_flight + self._leases.current.requests))
             wish = self._wish(
                 self._limits(0, asked_at),

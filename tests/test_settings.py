@@ -1,5 +1,7 @@
 import os
+import re
 import subprocess
+import traceback
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from resilience_kit import (
     token_budget,
 )
 from resilience_kit.settings import current_settings
+from resilience_kit.store_urls import checked_store_url
 
 ENV_FILE = Path(__file__).parent.parent / "rate-limiting.env"
 # What a process that is alone does not set: the file has it as comments.
@@ -338,3 +341,168 @@ def test_an_agents_maximum_holds_from_the_next_call_on():
 def test_configure_refuses_anything_but_settings(other):
     with pytest.raises(ConfigurationError, match=r"^configure\(\) takes ResilienceSettings\(\.\.\.\), not "):
         configure(other)
+
+
+# The store of a fleet
+
+SECRET = "s3cr3t-4242"  # noqa: S105 - what must not leak is what these tests are about
+USER = "alice-4242"
+
+
+def test_the_file_of_settings_has_the_store_as_comments_with_the_defaults():
+    lines = re.findall(r"^# (\w+)=(.*)$", ENV_FILE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert {name: value for name, value in lines if name != "RESILIENCE_STORE"} == {
+        name: str(default) for name, default in STORE.items() if default is not None
+    }
+    checked_store_url(dict(lines)["RESILIENCE_STORE"])
+
+
+def test_without_a_word_there_is_no_store():
+    settings = ResilienceSettings()
+    assert {name: getattr(settings, name.lower()) for name in STORE} == STORE
+
+
+@pytest.mark.parametrize(
+    ("written", "taken"),
+    [
+        ("redis://localhost", "redis://localhost"),
+        ("redis://localhost:6380/3", "redis://localhost:6380/3"),
+        ("REDIS://localhost", "redis://localhost"),
+        ("valkey://localhost", "redis://localhost"),
+        ("valkeys://localhost", "rediss://localhost"),
+        (
+            "rediss://user:pass%2Fword@[::1]:6380?ssl_cert_reqs=none",
+            "rediss://user:pass%2Fword@[::1]:6380?ssl_cert_reqs=none",
+        ),
+        ("unix:///run/valkey.sock?db=1", "unix:///run/valkey.sock?db=1"),
+        ("unix://user:password@/run/valkey.sock", "unix://user:password@/run/valkey.sock"),
+    ],
+)
+def test_a_store_is_a_url_of_valkey_or_redis(monkeypatch, written, taken):
+    monkeypatch.setenv("RESILIENCE_STORE", written)
+    assert ResilienceSettings().resilience_store.get_secret_value() == taken
+
+
+WRONG_URLS = [
+    f"{USER}:{SECRET}@localhost:6379",
+    f"http://{USER}:{SECRET}@localhost",
+    f"redis:{USER}:{SECRET}@localhost",
+    f"redis:/{USER}:{SECRET}@localhost",
+    f"redis://{USER}:{SECRET}@",
+    f"redis://{USER}:{SECRET}@localhost:port",
+    f"redis://{USER}:{SECRET}@localhost:99999",
+    f"redis://{USER}:{SECRET}@localhost/one",
+    f"redis://{USER}:{SECRET}@localhost?db=one",
+    f"redis://{USER}:{SECRET}/x@localhost",
+    f"redis://{USER}:{SECRET}?x@localhost",
+    f"redis://{USER}:{SECRET}#x@localhost",
+    f"redis://{USER}:12?{SECRET}@localhost",
+    f"redis://{USER}:12?{SECRET}=1@localhost",
+    f"redis://{USER}:{SECRET}@[localhost",
+    f"redis://{USER}:{SECRET}@localhost?retry_on_timeout=true",
+    f"redis://{USER}:{SECRET}@localhost?socket_timeout=60",
+    f"redis://{USER}:{SECRET}@localhost?ssl_cert_reqs=none",
+    f"rediss://{USER}:{SECRET}@localhost?ssl_cert_reqs=maybe",
+    f"unix://{USER}:{SECRET}@",
+]
+of_each_wrong_url = pytest.mark.parametrize("url", WRONG_URLS)
+
+
+def everything_shown_by(error):
+    """All texts of an error and of what led to it; of frames, those of the kit alone."""
+    texts = []
+    while error is not None:
+        shown = traceback.TracebackException.from_exception(error)
+        texts += [str(error), repr(error), repr(error.args), repr(vars(error)), *shown.format()]
+        error = error.__cause__ or error.__context__
+    return "".join(texts)
+
+
+@of_each_wrong_url
+def test_a_wrong_url_in_the_environment_stops_at_once_and_shows_no_user_and_no_password(monkeypatch, url):
+    monkeypatch.setenv("RESILIENCE_STORE", url)
+    with pytest.raises(ConfigurationError, match=r"^RESILIENCE_STORE: ") as caught:
+        ResilienceSettings()
+    shown = everything_shown_by(caught.value)
+    assert (SECRET in shown, USER in shown) == (False, False)
+
+
+@of_each_wrong_url
+def test_a_wrong_url_in_code_stops_at_once_and_shows_no_user_and_no_password(url):
+    with pytest.raises(ConfigurationError, match=r"^RESILIENCE_STORE: ") as caught:
+        configure(store=url)
+    assert (SECRET in str(caught.value), USER in str(caught.value)) == (False, False)
+    assert caught.value.__cause__ is caught.value.__context__ is None
+
+
+def test_another_wrong_value_beside_the_store_does_not_show_it(monkeypatch):
+    monkeypatch.setenv("RESILIENCE_STORE", f"redis://{USER}:{SECRET}@localhost")
+    monkeypatch.setenv("MAX_RETRIES", "some")
+    with pytest.raises(ConfigurationError, match="MAX_RETRIES='some'") as caught:
+        ResilienceSettings()
+    assert SECRET not in everything_shown_by(caught.value)
+
+
+def test_settings_do_not_show_the_password(monkeypatch):
+    monkeypatch.setenv("RESILIENCE_STORE", f"redis://{USER}:{SECRET}@localhost")
+    configure(ResilienceSettings())
+    settings = current_settings()
+    shown = f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()} {vars(settings)}"
+    assert (SECRET in shown, USER in shown) == (False, False)
+    assert SECRET not in repr(settings.__pydantic_private__)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("RESILIENCE_STORE_PREFIX", "a{b}"),
+        ("RESILIENCE_STORE_PREFIX", "a b"),
+        ("RESILIENCE_STORE_DEADLINE_SECONDS", "0"),
+        ("RESILIENCE_STORE_DEADLINE_SECONDS", "inf"),
+        ("ON_STORE_FAILURE", "panic"),
+    ],
+)
+def test_a_wrong_setting_of_the_store_is_told_with_its_name_and_value(monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigurationError, match=re.escape(f"{variable}={value!r}: expected ")):
+        ResilienceSettings()
+
+
+def test_an_empty_store_is_as_good_as_none(monkeypatch):
+    monkeypatch.setenv("RESILIENCE_STORE", "")
+    assert ResilienceSettings().resilience_store is None
+
+
+def test_a_store_can_be_configured_alone_and_leaves_the_other_settings(monkeypatch):
+    monkeypatch.setenv("MAX_RETRIES", "5")
+    configure(ResilienceSettings(requests_per_minute=7))
+    configure(store="valkey://localhost")
+    settings = current_settings()
+    assert (settings.max_retries, settings.requests_per_minute) == (5, 7)
+    assert settings.resilience_store.get_secret_value() == "redis://localhost"
+    assert settings.source("resilience_store") == settings.source("requests_per_minute") == "configure()"
+    assert settings.source("max_retries") == "environment"
+
+
+def test_configuring_what_happens_without_the_store_leaves_the_store():
+    configure(store="redis://localhost")
+    configure(on_store_failure="open")
+    assert current_settings().resilience_store.get_secret_value() == "redis://localhost"
+    assert current_settings().on_store_failure == "open"
+
+
+def test_a_store_can_be_configured_beside_settings():
+    configure(ResilienceSettings(max_retries=6), store="redis://localhost", on_store_failure="refuse")
+    settings = current_settings()
+    assert (settings.max_retries, settings.on_store_failure) == (6, "refuse")
+    assert settings.resilience_store is not None
+
+
+def test_configure_refuses_an_unknown_behaviour_without_the_store():
+    with pytest.raises(ConfigurationError, match=r"^ON_STORE_FAILURE='panic': expected 'local', 'refuse' or 'open'$"):
+        configure(on_store_failure="panic")
+
+
+def test_configure_refuses_to_do_nothing():
+    with pytest.raises(ConfigurationError, match=r"^configure\(\) takes ResilienceSettings"):
+        configure()

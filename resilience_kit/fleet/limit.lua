@@ -36,6 +36,7 @@ local SETTLING = 1 / 240
 local GRANTED, NO_SLOT, ASK_AGAIN, SHARES = 0, 1, 2, 3
 -- what an entry has
 local END, REQUESTS, TOKENS = 1, 2, 3
+local max, min, floor, ceil = math.max, math.min, math.floor, math.ceil
 
 if now < 0 then
     local clock = redis.call('TIME')
@@ -82,10 +83,11 @@ local kept_period = period
 local header = call('GETRANGE', QUOTA, 0, HEADER - 1)
 if header ~= '' then
     local values = unpacked(FORMAT, header, QUOTA)
-    if values[1] ~= VERSION or values[8] < 1 or values[9] < values[8] - 1 or values[9] - values[8] > MOST_ENTRIES then
+    local closed, stored = values[9] - values[8], (call('STRLEN', QUOTA) - HEADER) / ENTRY
+    if values[1] ~= VERSION or values[8] < 1 or closed < -1 or stored < closed or stored > MOST_ENTRIES then
         content_error(QUOTA)
     end
-    kept_period = math.max(period, values[3])
+    kept_period = max(period, values[3])
     if values[5] <= now + (LONGEST_WAIT + 1) * kept_period then
         epoch, expires_at, last_start, paused_until, shares_until = values[2], unpack(values, 4, 7)
         first, head, head_start = unpack(values, 8, 10)
@@ -98,7 +100,7 @@ if header ~= '' then
 end
 if known_epoch > 0 and known_epoch ~= epoch then
     -- What was sent before is not known: until it has left the window, all keep to their shares.
-    shares_until = math.max(shares_until, epoch + kept_period)
+    shares_until = max(shares_until, epoch + kept_period)
 end
 
 local blocks = {}
@@ -111,7 +113,7 @@ local function of_entry(index, which)
         return base[which]
     end
     local place = index - first
-    local number = math.floor(place / BLOCK)
+    local number = floor(place / BLOCK)
     local block = blocks[number]
     if not block then
         local at = HEADER + ENTRY * BLOCK * number
@@ -129,22 +131,22 @@ end
 -- the first entry with at least so much; the head must have it
 local function search(which, least, hint)
     local low, high, step = first - 1, head, 1
-    local index = math.max(first, math.min(hint, head))
+    local index = max(first, min(hint, head))
     if of_entry(index, which) >= least then
         high = index
         while high - step > low and of_entry(high - step, which) >= least do
             high, step = high - step, 2 * step
         end
-        low = math.max(low, high - step)
+        low = max(low, high - step)
     else
         low = index
         while low + step < high and of_entry(low + step, which) < least do
             low, step = low + step, 2 * step
         end
-        high = math.min(high, low + step)
+        high = min(high, low + step)
     end
     while high - low > 1 do
-        local middle = math.floor((low + high) / 2)
+        local middle = floor((low + high) / 2)
         if of_entry(middle, which) >= least then
             high = middle
         else
@@ -176,7 +178,7 @@ local function add(starts, ends, more_requests, more_tokens)
             first, blocks, expires_at = kept_from, {}, 0
         end
     end
-    at_head[END] = math.max(at_head[END], ends)
+    at_head[END] = max(at_head[END], ends)
     at_head[REQUESTS], at_head[TOKENS] = at_head[REQUESTS] + more_requests, at_head[TOKENS] + more_tokens
 end
 
@@ -216,32 +218,32 @@ if most_slots > 0 then
                 call('ZREM', LEASES, dead)
                 call('ZREM', WAITING, dead)
             end
-            all_slots = math.max(0, all_slots - freed)
+            all_slots = max(0, all_slots - freed)
             waiting = call('ZCARD', WAITING)
             -- those who have waited for longer come first
             if slots_wanted > held then
                 local ahead = waiting > 0 and call('ZRANK', WAITING, process) or waiting
-                slots = held + math.max(0, math.min(slots_wanted - held, most_slots - all_slots - ahead))
+                slots = held + max(0, min(slots_wanted - held, most_slots - all_slots - ahead))
             end
         end
         has_slot = slots >= slots_needed
         if not has_slot then
             waiting = waiting + call('ZADD', WAITING, 'NX', now, process)
-            call('PEXPIRE', WAITING, math.ceil(slot_lease / 500))
+            call('PEXPIRE', WAITING, ceil(slot_lease / 500))
         elseif waiting > 0 then
             waiting = waiting - call('ZREM', WAITING, process)
         end
-        freed = freed + math.max(0, held - slots)
+        freed = freed + max(0, held - slots)
         all_slots = all_slots + slots - held
         if is_due then
             leased_until = now + slot_lease
             call('ZADD', LEASES, leased_until, process)
-            call('PEXPIRE', LEASES, math.ceil(slot_lease / 500))
+            call('PEXPIRE', LEASES, ceil(slot_lease / 500))
         end
         call('HSET', SLOTS, process, struct.pack('<ddd', slots, sequence, leased_until),
             'all', struct.pack('<dd', all_slots, waiting))
         if is_due then
-            call('PEXPIRE', SLOTS, math.ceil(slot_lease / 500))
+            call('PEXPIRE', SLOTS, ceil(slot_lease / 500))
         end
         if freed > 0 and waiting > 0 then
             redis.call('PUBLISH', ARGV[2], ARGV[3])
@@ -275,7 +277,7 @@ if given_back + recorded > 0 then
             if unsent_requests < 0 or unsent_tokens < 0 then
                 content_error(QUOTA)
             end
-            adjust(index, -math.min(numbers[at + 2], unsent_requests), -math.min(numbers[at + 3], unsent_tokens))
+            adjust(index, -min(numbers[at + 2], unsent_requests), -min(numbers[at + 3], unsent_tokens))
             -- Nobody has to start after one that waited for long and then was not sent. What was closed and is the
             -- head again is left in the string, to be written over.
             while head >= first and at_head[REQUESTS] == of_entry(head - 1, REQUESTS)
@@ -299,14 +301,15 @@ end
 -- 4. When it starts.
 
 if pause > 0 then
-    paused_until = math.max(paused_until, now + pause)
+    paused_until = max(paused_until, now + pause)
 end
 if begin_shares > 0 and shares_until <= now then
     shares_until = now + begin_shares
 end
 
--- when so much fits into all windows, and not before the given time
-local function fits_at(earliest, more_requests, more_tokens)
+-- When so much fits into all windows, and not before the given time. What is needed and is above a limit that was
+-- lowered fits into an empty window.
+local function fits_at(earliest, more_requests, more_tokens, has_extra)
     local starts = earliest
     for window = 1, windows do
         local at = windows_at + 3 * (window - 1)
@@ -314,12 +317,14 @@ local function fits_at(earliest, more_requests, more_tokens)
         if numbers[at + 1] == 1 then
             which, need = TOKENS, more_tokens
         end
-        -- what is above a limit that was lowered fits into an empty window
-        local must_leave = at_head[which] + math.min(need, limit) - limit
+        if has_extra and need > limit then
+            return math.huge
+        end
+        local must_leave = at_head[which] + min(need, limit) - limit
         if need > 0 and must_leave > base[which] then
             local last = search(which, must_leave, hints[window + 1])
             hints[window + 1] = last
-            starts = math.max(starts, of_entry(last, END) + numbers[at])
+            starts = max(starts, of_entry(last, END) + numbers[at])
         end
     end
     return starts
@@ -332,21 +337,21 @@ if shares_until > now then
 elseif not has_slot then
     outcome = NO_SLOT
 elseif is_asked then
-    local earliest = math.max(now, paused_until)
+    local earliest = max(now, paused_until)
     if shares_until > 0 then
-        earliest = math.max(earliest, shares_until + math.ceil(SETTLING * kept_period))
+        earliest = max(earliest, shares_until + ceil(SETTLING * kept_period))
     end
     if last_start > 0 then
-        earliest = math.max(earliest, last_start + min_interval)
+        earliest = max(earliest, last_start + min_interval)
     end
     if extra_requests + extra_tokens > 0 and earliest <= now
-        and fits_at(now, requests + extra_requests, tokens + extra_tokens) <= now then
+        and fits_at(now, requests + extra_requests, tokens + extra_tokens, true) <= now then
         requests, tokens = requests + extra_requests, tokens + extra_tokens
     else
         starts = fits_at(earliest, requests, tokens)
     end
     if starts > now + LONGEST_WAIT * period then
-        outcome, starts = ASK_AGAIN, math.max(now + resolution, starts - LONGEST_WAIT * period)
+        outcome, starts = ASK_AGAIN, max(now + resolution, starts - LONGEST_WAIT * period)
     end
 end
 
@@ -368,18 +373,17 @@ end
 
 -- 5. The state again, for as long as anything in it matters.
 
-local needed_until = math.max(now, last_start, paused_until, shares_until) + 2 * kept_period
+local needed_until = max(now, last_start, paused_until, shares_until) + 2 * kept_period
 local is_due = expires_at < needed_until
 if is_due then
     expires_at = needed_until + kept_period
 end
-call('SETRANGE', QUOTA, 0, struct.pack(FORMAT, VERSION, epoch, kept_period, expires_at, last_start, paused_until,
+redis.call('SETRANGE', QUOTA, 0, struct.pack(FORMAT, VERSION, epoch, kept_period, expires_at, last_start, paused_until,
     shares_until, first, head, head_start, at_head[1], at_head[2], at_head[3], base[1], base[2], base[3],
     hints[1], hints[2], hints[3], hints[4], hints[5]))
 if is_due then
-    call('PEXPIRE', QUOTA, math.ceil((expires_at - now) / 1000))
+    call('PEXPIRE', QUOTA, ceil((expires_at - now) / 1000))
 end
-return {
-    outcome, head, starts - now, requests, tokens, used_requests, used_tokens,
-    slots, all_slots, waiting, math.max(0, shares_until - now), epoch,
-}
+-- packed, as the wish is
+return struct.pack('<dddddddddddd', outcome, head, starts - now, requests, tokens, used_requests, used_tokens,
+    slots, all_slots, waiting, max(0, shares_until - now), epoch)

@@ -27,7 +27,7 @@ _MOST_WINDOWS = 4
 _MICROSECONDS = 1_000_000
 # Doubles, the script's numbers, are exact below it.
 _MOST_NUMBER = 2**53 - 1
-_REPLY_LENGTH = 12
+_REPLY = struct.Struct("<12d")
 # No period and no pause is longer than so many seconds: sums of times stay exact.
 _LONGEST = 10 * 365 * 86_400.0
 
@@ -299,13 +299,31 @@ class ValkeyLimits:
         return [self.now, self._channel, self._news, self._process, packed]
 
     def _grant(self, reply: Any) -> Grant:
-        is_sound = isinstance(reply, list) and len(reply) == _REPLY_LENGTH
-        if not is_sound or not all(type(number) is int and 0 <= number <= _MOST_NUMBER for number in reply):
+        if not isinstance(reply, bytes) or len(reply) != _REPLY.size:
             raise self._content_error()
-        outcome, entry, wait, *counts, shares_left, epoch = reply
+        numbers = _REPLY.unpack(reply)
+        # a comparison with what is not a number is false
+        if not all(0 <= number <= _MOST_NUMBER for number in numbers):
+            raise self._content_error()
+        outcome, entry, wait, requests, tokens, requests_then, tokens_then, slots, all_slots, waiting, left, epoch = (
+            map(int, numbers)
+        )
         if outcome > Outcome.SHARES:
             raise self._content_error()
-        return Grant(Outcome(outcome), entry, wait / _MICROSECONDS, *counts, shares_left / _MICROSECONDS, epoch)
+        return Grant(
+            outcome=Outcome(outcome),
+            entry=entry,
+            wait=wait / _MICROSECONDS,
+            requests=requests,
+            tokens=tokens,
+            requests_then=requests_then,
+            tokens_then=tokens_then,
+            slots=slots,
+            all_slots=all_slots,
+            waiting=waiting,
+            shares_left=left / _MICROSECONDS,
+            epoch=epoch,
+        )
 
     def _content_error(self) -> StoreContentError:
         key = self._keys[0]

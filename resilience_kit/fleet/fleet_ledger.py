@@ -14,18 +14,17 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 from resilience_kit.errors import ResilienceError, StoreContentError, StoreUnavailableError
 from resilience_kit.fleet import limit_store
 from resilience_kit.fleet.fleets import Fleet, current_fleet
+from resilience_kit.fleet.leases import Leases
 from resilience_kit.fleet.limit_store import (
     NO_SLOTS,
     RESOLUTION,
-    VALIDITY,
-    GivingBack,
     Grant,
     Limits,
     LimitStore,
@@ -45,15 +44,6 @@ from resilience_kit.settings import OnStoreFailure, current_settings
 from resilience_kit.validating import is_number
 from resilience_kit.waiting import Waiting, now
 
-# A lease lasts so many seconds at least, or a short period would leave no time to use it; and so many periods at
-# most, where calls are seen to come too late for theirs.
-_SHORTEST_VALIDITY, _LONGEST_VALIDITY = 0.02, 1 / 24
-# So many calls are asked for at once, at most: those that wait, or as many as came lately.
-_MOST_AT_ONCE = 64
-# Of the quota, over all processes, that may lie in leases for calls that have not come yet.
-_MOST_AHEAD = 1 / 16
-# A call that was not sent after all is looked for in so many leases.
-_REMEMBERED = 8
 # Seconds until the slots of a process that is not heard of any more go to others.
 SLOT_LEASE = 5.0
 # Seconds after which a process that waits for a slot asks again, though nobody told it that one is free.
@@ -65,25 +55,6 @@ _MOST_TOLD = 64
 _MOST_COUNT = 2**53
 # What of `Seen` is told to the others beside its time, in its order.
 _COUNTS = tuple(field.name for field in fields(Seen))[1:]
-
-
-@dataclass(slots=True)
-class _Lease:
-    """What the store granted, and what is left of it; times are on this process's clock."""
-
-    epoch: int
-    entry: int
-    taken_at: float
-    starts_at: float
-    ends_at: float
-    requests: int
-    tokens: int
-    requests_then: int
-    tokens_then: int
-    left_at: float = math.inf
-
-    def covers(self, tokens: int, now: float) -> bool:
-        return self.requests > 0 and tokens <= self.tokens and now < self.ends_at
 
 
 class FleetLedger:
@@ -127,19 +98,15 @@ class FleetLedger:
         self._lock = lock
         self._in_flight = in_flight
         self._look = look
-        self._validity = max(VALIDITY * own.period, _SHORTEST_VALIDITY)
-        self._at_once = 1
-        self._lease: _Lease | None = None
-        self._earlier: deque[_Lease] = deque(maxlen=_REMEMBERED)
-        self._unused: list[GivingBack] = []
-        self._asking_until = self._ask_at = -math.inf
+        self._leases = Leases(own.period)
+        self._asked_at = self._asking_until = self._ask_at = -math.inf
         # How many calls this process may have under way by the store's word, and until when.
         self._slots = 0
         self._slots_end_at = -math.inf
         self._sequence = 0
         self._wants_slot = self._others_want_slots = False
-        # What the store said last: which life of its state, the newest entry in it, and what the window holds.
-        self._epoch = self._entry = 0
+        # What the store said last: which life of its state this is, and what the window holds.
+        self._epoch = 0
         self._used = (0, 0)
         self._heard_at = -math.inf
         self._share: Share | None = None
@@ -152,6 +119,7 @@ class FleetLedger:
         self._is_tidied_soon = False
         self._member.on_beat(self._tidy)
         self._member.on_rejoin(self._rejoin)
+        self._member.on_listening(self._hear_again)
         self._member.on_news("slot", self._hear_of_slots)
         self._member.on_news("refused", self._hear_of_refusal)
 
@@ -160,7 +128,7 @@ class FleetLedger:
     def reset(self) -> None:
         """Forget what this process knows; what the fleet knows, it keeps."""
         self._own.reset()
-        self._leave_lease()
+        self._leases.leave(now())
         self._share = None
         self._unreported.clear()
 
@@ -183,9 +151,11 @@ class FleetLedger:
         if due > 0:
             return due
         share = self._share_at(now)
+        if self._in_flight() >= self._slots_at(now):
+            return None
         if share is not None:
             return share.seconds_until_fits(self._own, tokens, now)
-        lease = self._lease
+        lease = self._leases.current
         if lease is not None and lease.covers(tokens, now):
             return max(0.0, lease.starts_at - now)
         return None
@@ -193,15 +163,14 @@ class FleetLedger:
     def commit(self, tokens: int, now: float) -> Sent:
         """Count a request that is sent now."""
         sent = self._own.commit(tokens, now)
-        lease = self._lease
+        lease = self._leases.current
         if self._share is not None or lease is None:
             self._unreported.append((now, tokens))
             while self._unreported[0][0] < now - self._own.period:
                 self._unreported.popleft()
             self._tidy_soon()
         else:
-            lease.requests -= 1
-            lease.tokens -= tokens
+            lease.use(tokens)
             # what of a lease is not sent yet counts: it may arrive before this one
             sent.requests_then = max(sent.requests_then, lease.requests_then)
             sent.tokens_then = max(sent.tokens_then, lease.tokens_then)
@@ -210,17 +179,15 @@ class FleetLedger:
     def give_back(self, sent: Sent) -> None:
         """Count a request no more: it was not sent."""
         self._own.give_back(sent)
-        lease = self._lease_of(sent)
+        lease = self._leases.of(sent)
         if lease is None:
             # what was reported already counts on, which errs on the safe side
             with suppress(ValueError):
                 self._unreported.remove((sent.at, sent.tokens))
-        elif lease is self._lease:
-            lease.requests += 1
-            lease.tokens += sent.tokens
         else:
-            self._unused.append(GivingBack(lease.epoch, lease.entry, 1, sent.tokens))
-            self._tidy_soon()
+            self._leases.give_back(sent, lease)
+            if lease is not self._leases.current:
+                self._tidy_soon()
 
     def answered(self, advice: ServerAdvice, sent: Sent, now: float) -> None:
         """Count what the server knows and the fleet does not."""
@@ -247,13 +214,6 @@ class FleetLedger:
 
     # What a limit needs besides.
 
-    @property
-    def slots(self) -> int:
-        """How many calls this process may have under way."""
-        if self._share is not None:
-            return max(1, self._max_concurrent // self._processes)
-        return self._slots if now() < self._slots_end_at else 0
-
     def refusal(self, tokens: int) -> ResilienceError | None:
         """Why the call that is next is refused, if it is."""
         garbage, self._garbage = self._garbage, None
@@ -272,12 +232,10 @@ class FleetLedger:
 
     def is_late(self, sent: Sent) -> bool:
         """Whether a request was held up until its lease had ended, so that it must not be sent on it."""
-        lease = self._lease_of(sent)
+        lease = self._leases.of(sent)
         is_late = lease is not None and now() >= lease.ends_at
         if is_late:
-            # where a loop is busy for so long, leases must last longer
-            most = max(_LONGEST_VALIDITY * self._own.period, _SHORTEST_VALIDITY)
-            self._validity = min(2 * self._validity, most)
+            self._leases.last_longer()
         return is_late
 
     def freed(self) -> None:
@@ -287,10 +245,10 @@ class FleetLedger:
 
     def nobody_waits(self) -> None:
         """Note that the last one that waited has gone."""
-        lease = self._lease
+        lease = self._leases.current
         if self._wants_slot or (lease is not None and lease.starts_at > now()):
             self._wants_slot = False
-            self._leave_lease()
+            self._leases.leave(now())
             self._tidy_soon()
 
     def wish(self, tokens: int, behind: Iterable[int]) -> Wish | None:
@@ -298,12 +256,16 @@ class FleetLedger:
         current = now()
         if self._share is not None or current < max(self._asking_until, self._ask_at):
             return None
+        self._asked_at = current
         self._asking_until = current + 2 * self._fleet.connection.deadline
-        self._leave_lease()
+        self._leases.leave(now())
         limits = self._limits(tokens, current)
-        extra = self._extra(tokens, [*islice(behind, self._at_once - 1)], limits)
-        needed = self._in_flight() + 1
-        wanted = needed if self._others_want_slots else max(needed, min(needed + len(extra), self._max_concurrent))
+        needed = wanted = self._in_flight() + 1
+        extra: list[int] = []
+        if not self._others_want_slots:
+            next_ones = [*islice(behind, self._leases.at_once - 1)]
+            extra = self._leases.more_than(tokens, next_ones, limits, self._processes)
+            wanted = max(needed, min(needed + len(extra), self._max_concurrent))
         return self._wish(
             limits, needed, wanted, requests=1, tokens=tokens, extra_requests=len(extra), extra_tokens=sum(extra)
         )
@@ -325,7 +287,7 @@ class FleetLedger:
 
     def _wish(self, limits: Limits, needed: int, wanted: int, **values: Any) -> Wish:
         self._sequence += 1
-        unused, self._unused = self._unused[:_MOST_TOLD], self._unused[_MOST_TOLD:]
+        unused, self._leases.unused = self._leases.unused[:_MOST_TOLD], self._leases.unused[_MOST_TOLD:]
         current = now()
         pause, self._pause_until = max(0.0, self._pause_until - current), -math.inf
         return Wish(
@@ -347,59 +309,21 @@ class FleetLedger:
         self._others_want_slots = grant.waiting > self._wants_slot
         is_granted = grant.outcome is Outcome.GRANTED and grant.requests > 0
         self._used = grant.requests_then, grant.tokens_then
-        if self._is_another_life(grant.epoch, grant.entry if is_granted else self._entry):
+        if self._is_another_life(grant.epoch):
             self._shares_until = asked_at + max(grant.shares_left, self._rejoining)
         elif grant.outcome is Outcome.SHARES:
             self._shares_until = asked_at + grant.shares_left
         elif is_granted:
-            self._lease = _Lease(
-                grant.epoch,
-                grant.entry,
-                current,
-                current + grant.wait,
-                asked_at + grant.wait + wish.limits.validity,
-                grant.requests,
-                grant.tokens,
-                grant.requests_then,
-                grant.tokens_then,
-            )
-            if grant.requests < wish.requests + wish.extra_requests:
-                self._at_once = max(1, self._at_once // 2)
+            has_all = grant.requests == wish.requests + wish.extra_requests
+            self._leases.take(grant, asked_at=asked_at, validity=wish.limits.validity, has_all=has_all, now=current)
         elif wish.requests:
             self._ask_at = current + (_SLOT_POLL if self._wants_slot else grant.wait)
 
-    # Leases.
-
-    def _lease_of(self, sent: Sent) -> _Lease | None:
-        """The lease that a request was sent on, if it was and is remembered."""
-        leases = [*self._earlier] if self._lease is None else [*self._earlier, self._lease]
-        for lease in reversed(leases):
-            if sent.at >= lease.taken_at:
-                return lease if sent.at < lease.left_at else None
-        return None
-
-    def _leave_lease(self) -> None:
-        lease, self._lease = self._lease, None
-        if lease is None:
-            return
-        lease.left_at = now()
-        self._earlier.append(lease)
-        if lease.requests > 0 or lease.tokens > 0:
-            self._unused.append(GivingBack(lease.epoch, lease.entry, max(0, lease.requests), max(0, lease.tokens)))
-        if lease.requests > 0:
-            self._at_once = max(1, self._at_once // 2)
-        elif lease.left_at < lease.ends_at:
-            self._at_once = min(_MOST_AT_ONCE, 2 * self._at_once)
-
-    def _extra(self, tokens: int, behind: list[int], limits: Limits) -> list[int]:
-        """What to ask for besides: the calls behind, or as many as came lately, by the next one's size."""
-        if self._min_interval > 0 or behind:
-            return [] if self._min_interval > 0 else behind
-        most = self._at_once - 1
-        for window in limits.windows:
-            room = int(window.limit * _MOST_AHEAD) // self._processes
-            most = min(most, room // max(1, tokens) if window.counts_tokens else room)
-        return [tokens] * most
+    def _slots_at(self, now: float) -> int:
+        """How many calls this process may have under way."""
+        if self._share is not None:
+            return max(1, self._max_concurrent // self._processes)
+        return self._slots if now < self._slots_end_at else 0
 
     def _limits(self, tokens: int, now: float) -> Limits:
         own = self._own
@@ -419,7 +343,7 @@ class FleetLedger:
         if in_force.fine_requests is not None:
             windows.append(window(FINE_WINDOWS, min(in_force.fine_requests, math.ceil(requests / FINE_WINDOWS))))
         return Limits(
-            own.period, tuple(windows), own.tokens, self._min_interval, self._validity, RESOLUTION * own.period
+            own.period, tuple(windows), own.tokens, self._min_interval, self._leases.validity, RESOLUTION * own.period
         )
 
     def _seen_by_all(self, seen: Seen, sent: Sent) -> Seen:
@@ -456,19 +380,19 @@ class FleetLedger:
         if not self._member.is_lost and now >= self._shares_until:
             self._share = None
         elif self._share is None:
-            self._leave_lease()
+            self._leases.leave(now)
             self._share = share_of(self._own, self._processes, self.used(now), now)
         return self._share
 
-    def _is_another_life(self, epoch: int, entry: int) -> bool:
-        """Whether the store has forgotten what it knew when it was heard last; it is told again then."""
-        is_other = self._epoch not in (0, epoch) or (epoch == self._epoch and entry < self._entry)
-        is_recent = now() < self._heard_at + 2 * self._own.period
-        self._epoch, self._entry, self._heard_at = epoch, entry, now()
-        if is_other and is_recent:
-            self._unreported = deque(self._own.sent(now()))
+    def _is_another_life(self, epoch: int) -> bool:
+        """Whether the store has lost what it knew when it was heard last; it is told again then."""
+        current = now()
+        is_another = self._epoch not in (0, epoch) and current < self._heard_at + 2 * self._own.period
+        self._epoch, self._heard_at = epoch, current
+        if is_another:
+            self._unreported = deque(self._own.sent(current))
             self._tidy_soon()
-        return is_other and is_recent
+        return is_another
 
     # What the fleet's threads call; they may wait for the store.
 
@@ -492,16 +416,16 @@ class FleetLedger:
     def _tell_store(self, *, begin_shares: float = 0.0) -> None:
         asked_at = now()
         with self._lock:
-            lease = self._lease
+            lease = self._leases.current
             if lease is not None and asked_at >= lease.ends_at:
-                self._leave_lease()
+                self._leases.leave(now())
             # who waits for a slot keeps its place, and who asks says it all with that
             keeps_still = self._wants_slot or asked_at < self._asking_until
-            is_used = asked_at < self._heard_at + 2 * self._own.period
+            in_flight = self._in_flight()
+            is_used = in_flight > 0 or self._slots > 0 or asked_at < self._asked_at + 2 * self._own.period
             if not self._unreported and not begin_shares and (keeps_still or not is_used):
                 return
             sent = [self._unreported.popleft() for _ in range(min(len(self._unreported), _MOST_TOLD))]
-            in_flight = self._in_flight()
             wish = self._wish(
                 self._limits(0, asked_at),
                 in_flight,
@@ -524,6 +448,11 @@ class FleetLedger:
         if self._unreported:
             self._tidy_soon()
 
+    def _hear_again(self) -> None:
+        """Be careful with a store that was away for a moment: it may have been set back to what it knew before."""
+        if self._member.was_cut_off and not self._member.is_lost:
+            self._rejoin()
+
     def _hear_of_slots(self, news: News) -> None:
         if news["name"] == self._name:
             if self._wants_slot:
@@ -540,7 +469,7 @@ class FleetLedger:
         with self._lock:
             current = now()
             self._own.lessons.refused(advice, Seen(current - ago, *counts), current)
-            self._leave_lease()
+            self._leases.leave(now())
 
     def _unavailable(self, text: str, reason: str) -> StoreUnavailableError:
         return StoreUnavailableError(f"rate limit {self._name!r}: {text}", name=self._name, reason=reason)
@@ -588,4 +517,4 @@ def _told(news: News) -> tuple[ServerAdvice, list[int], float]:
     )
     if not is_sound:
         raise StoreContentError(f"what was told of the limit {news['name']!r} is not from this kit", key=news["name"])
-    return ServerAdvice(retry_after=retry_after, exhausted=exhausted), counts, ago
+    return ServerAdvice(retry_after=retry_after, exhausted=exhausted), cast("list[int]", counts), cast("float", ago)

@@ -49,11 +49,13 @@ class Member:
     Attributes:
         id: 16 hexadecimal digits, of this process alone.
         live: How many processes there were when the store last said so, this one included.
+        was_cut_off: Whether the listener has lost its connection before: the store may have been started anew since.
     """
 
     def __init__(self, connection: Connection, *, beat: float = _BEAT, lease: float = _LEASE) -> None:
         self.id = secrets.token_hex(8)
         self.live = 1
+        self.was_cut_off = False
         self.connection = connection
         self.channel = f"{connection.prefix}:news"
         self._beat = beat
@@ -101,7 +103,7 @@ class Member:
 
     def soon(self, function: Callable[[], object]) -> None:
         """Have the worker call a function, which may wait for the store; after close() it is dropped."""
-        if not self._is_closed:
+        if not self._end.is_set():
             self._unsent.put(function)
 
     def on_beat(self, function: Callable[[], object]) -> Callable[[], None]:
@@ -236,6 +238,8 @@ class Member:
                     ear.read_response()
                     for function in [*self._at_listening]:
                         self._call(function)
+                    # from now on, to listen anew is to have been away
+                    self.was_cut_off = True
                     self._hear_all(ear)
                 finally:
                     ear.disconnect()

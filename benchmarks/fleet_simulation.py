@@ -10,7 +10,6 @@ ways over the network, the model's server and the two threads of each process ar
 import argparse
 import asyncio
 import gc
-import math
 import random
 import sys
 import time
@@ -19,17 +18,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import redis
-from pydantic import SecretStr
 
 from benchmarks.agents import Limits, seconds_to_answer
 from benchmarks.fleet import circumstances, store
 from resilience_kit import configure
 from resilience_kit.fleet.connection import Argument, Connection, Script
 from resilience_kit.fleet.fleets import Fleet
-from resilience_kit.fleet.membership import Member
 from resilience_kit.layers import Call, Parameters
 from resilience_kit.rate_limits import RateLimit, RateLimitConfiguration
 from resilience_kit.registry import mode
@@ -40,6 +37,11 @@ from resilience_kit.testing.server_windows import ServerQuota
 from resilience_kit.virtual_time import VirtualTimeLoop
 from resilience_kit.waiting import TaskWaiting, Waiting
 
+if TYPE_CHECKING:
+    from pydantic import SecretStr
+
+    from resilience_kit.fleet.membership import Member
+
 # Seconds that a message takes to the store or back, and a request to the model's server: no two take the same, so
 # that they do not arrive as far apart as they were sent.
 _WAY_TO_STORE, _WAY_TO_SERVER = (0.0002, 0.002), (0.005, 0.08)
@@ -47,8 +49,11 @@ _BEAT = (0.8, 1.0)
 # the store's clock when a simulation begins, in microseconds
 _EPOCH = 1_700_000_000_000_000
 _MAXIMA = (200, 400, 800, 1_200)
+_CALLERS = 16
 _QUOTA, _LARGE_QUOTA = Limits(), Limits(requests=60_000, tokens=15_000_000)
-_PROCESSES, _FEW, _CALLERS = (1, 4, 16, 64, 256, 1_000), (1, 4), 16
+# The quota, for how many of its periods, and for how many processes; few cannot use the large one.
+_RUNS = ((_QUOTA, 5, (1, 4, 16, 64, 256, 1_000)), (_LARGE_QUOTA, 2, (64, 256, 1_000)))
+_QUICK_RUNS = ((_QUOTA, 0.5, (1, 4)), (_LARGE_QUOTA, 0.1, (1, 4)))
 
 _names = (f"simulation {number} {time.time_ns()}" for number in count())
 
@@ -259,7 +264,7 @@ def line(processes: int, quota: Limits, periods: float, outcome: Outcome) -> str
     fairness = sum(calls) ** 2 / (len(calls) * sum(number**2 for number in calls) or 1)
     return (
         f"| {processes:,} | {quota.requests:,} | {len(outcome.refused_at)}, {steady} | "
-        f"{outcome.tokens / (quota.tokens * math.ceil(periods)):.2f} | {min(calls)} to {max(calls)}, {fairness:.2f} | "
+        f"{outcome.tokens / (quota.tokens * max(1, periods)):.2f} | {min(calls)} to {max(calls)}, {fairness:.2f} | "
         f"{outcome.commands / seconds:,.0f} | {100 * outcome.store_seconds / seconds:.2f} % | "
         f"{outcome.store_bytes / 1_000:.0f} kB |"
     )
@@ -276,8 +281,8 @@ def main(arguments: Sequence[str] = ()) -> None:
     )
     with store() as url, isolated():
         configure(store=url)
-        for quota, periods in ((_QUOTA, 0.5 if quick else 4.5), (_LARGE_QUOTA, 0.1 if quick else 1.5)):
-            for processes in _FEW if quick else _PROCESSES:
+        for quota, periods, fleets in _QUICK_RUNS if quick else _RUNS:
+            for processes in fleets:
                 outcome = _Simulation(url, processes, quota, periods).run()
                 print(line(processes, quota, periods, outcome), f"{outcome.took:.0f} s", flush=True)
                 gc.collect()

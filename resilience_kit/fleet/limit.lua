@@ -384,6 +384,6 @@ redis.call('SETRANGE', QUOTA, 0, struct.pack(FORMAT, VERSION, epoch, kept_period
 if is_due then
     call('PEXPIRE', QUOTA, ceil((expires_at - now) / 1000))
 end
--- packed, as the wish is
-return struct.pack('<dddddddddddd', outcome, head, starts - now, requests, tokens, used_requests, used_tokens,
+-- packed, as the wish is, and whole
+return struct.pack('<i8i8i8i8i8i8i8i8i8i8i8i8', outcome, head, starts - now, requests, tokens, used_requests, used_tokens,
     slots, all_slots, waiting, max(0, shares_until - now), epoch)

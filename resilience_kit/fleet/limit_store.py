@@ -27,7 +27,7 @@ _MOST_WINDOWS = 4
 _MICROSECONDS = 1_000_000
 # Doubles, the script's numbers, are exact below it.
 _MOST_NUMBER = 2**53 - 1
-_REPLY = struct.Struct("<12d")
+_REPLY = struct.Struct("<12q")
 # No period and no pause is longer than so many seconds: sums of times stay exact.
 _LONGEST = 10 * 365 * 86_400.0
 
@@ -302,11 +302,10 @@ class ValkeyLimits:
         if not isinstance(reply, bytes) or len(reply) != _REPLY.size:
             raise self._content_error()
         numbers = _REPLY.unpack(reply)
-        # a comparison with what is not a number is false
-        if not all(0 <= number <= _MOST_NUMBER for number in numbers):
+        if min(numbers) < 0 or max(numbers) > _MOST_NUMBER:
             raise self._content_error()
         outcome, entry, wait, requests, tokens, requests_then, tokens_then, slots, all_slots, waiting, left, epoch = (
-            map(int, numbers)
+            numbers
         )
         if outcome > Outcome.SHARES:
             raise self._content_error()

@@ -46,11 +46,11 @@ class Fleet:
             self.granted.append(Granted(start, end, grant.requests, grant.tokens, grant))
         return grant
 
-    def give_back(self, limits, granted, *, process="a"):
+    def give_back(self, limits, granted, requests=0, tokens=0, *, process="a"):
         grant = granted.grant
         unsent = GivingBack(grant.epoch, grant.entry, granted.requests, granted.tokens)
         granted.requests = granted.tokens = 0
-        self.ask(limits, process=process, giving_back=[unsent])
+        return self.ask(limits, requests, tokens, process=process, giving_back=[unsent])
 
 
 def at_worst(granted, window):

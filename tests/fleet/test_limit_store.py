@@ -59,7 +59,7 @@ def act(fleet, limits, acts):
         fleet.now += round(gap * SECOND)
         unsent = [it for it in fleet.granted if it.requests and it.end > fleet.now]
         if what == "give back" and unsent:
-            fleet.give_back(limits, unsent[tokens % len(unsent)], process=process)
+            fleet.give_back(limits, unsent[tokens % len(unsent)], extra % 2, tokens, process=process)
         elif what == "pause":
             fleet.ask(limits, process=process, pause=extra)
         else:
@@ -194,6 +194,19 @@ def test_what_is_given_back_fits_again(fleet):
     fleet.give_back(LIMITS, fleet.granted[0])
 
     assert fleet.ask(LIMITS, 1, 60).wait < 11
+
+
+def test_what_is_given_back_early_in_the_line_does_not_let_others_start_too_soon(fleet):
+    only_tokens = Limits(PERIOD, (Window(PERIOD, 100, counts_tokens=True),), 100)
+    for _ in range(10):
+        fleet.now += 6 * SECOND
+        fleet.ask(only_tokens, 1, 10)
+    for _ in range(10):
+        fleet.ask(only_tokens, 1, 10)
+
+    fleet.give_back(only_tokens, fleet.granted[12], 1, 50)
+
+    assert at_worst(fleet.granted, only_tokens.windows[0]) <= 100
 
 
 def test_what_was_granted_in_another_life_of_the_state_is_not_given_back(fleet):
@@ -381,6 +394,13 @@ def test_when_shares_end_the_store_knows_what_was_sent_meanwhile(fleet):
     assert PERIOD - 1 <= grant.wait < PERIOD
 
 
+def test_when_shares_end_there_is_time_to_tell_the_last_of_them(fleet):
+    fleet.ask(LIMITS, begin_shares=PERIOD)
+    fleet.now += round(PERIOD * SECOND)
+
+    assert fleet.ask(LIMITS, 1, 1).wait == PERIOD / 240
+
+
 def test_when_the_stores_clock_was_set_far_back_all_keep_to_their_shares(fleet):
     fleet.ask(LIMITS, 1, 10)
     fleet.now -= 3_600 * SECOND
@@ -565,12 +585,12 @@ def test_entries_that_are_cut_off_are_an_error_that_names_the_key(fleet, client)
 
 
 def answer(*numbers):
-    return struct.pack("<12d", *numbers, *[0] * (12 - len(numbers)))
+    return struct.pack("<12q", *numbers, *[0] * (12 - len(numbers)))
 
 
 @pytest.mark.parametrize(
     "reply",
-    [None, b"OK", [0] * 12, answer()[1:], answer(9), answer(0, -1), answer(0, float("nan")), answer(0, 2.0**60)],
+    [None, b"OK", [0] * 12, answer()[1:], answer(9), answer(0, -1), answer(0, 2**60)],
 )
 def test_an_answer_that_is_not_the_scripts_is_an_error_that_names_the_key(fleet, reply, monkeypatch):
     monkeypatch.setattr(type(fleet.connection), "run_blocking", lambda *arguments: reply)

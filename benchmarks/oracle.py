@@ -43,6 +43,7 @@ def best_possible(
     start: float = 0.0,
     until: float = math.inf,
     changes: Iterable[QuotaChange] = (),
+    in_turn: bool = False,
 ) -> Best:
     """Work the orders off against the server's own arithmetic, without a server.
 
@@ -53,6 +54,7 @@ def best_possible(
         start: When the agents begin, on the clock of `quota`.
         until: When to stop, if there are orders without end.
         changes: Other quotas, in the order of their times.
+        in_turn: Whether orders are sent first come, first served, so that small ones wait behind a large one.
     """
     to_come = list(changes)
     waiting: list[Order] = []
@@ -75,6 +77,8 @@ def best_possible(
                 heapq.heappush(answers, now + seconds_to_answer(order.max_tokens, period))
             else:
                 waits.append(now + refusal.retry_after)
+                if in_turn:
+                    break
         events = [*waits, *answers[:1], *(change.at for change in to_come[:1])]
         if not waiting and not answers:
             break

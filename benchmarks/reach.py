@@ -93,6 +93,8 @@ class Mode:
         used_before: The share of the quota that somebody used before the kit began, in the middle of a window.
         used_beside: The share of the quota that another program uses all the time.
         changes: Whether the quota is halved for some windows.
+        has_large_ones: Whether it matters that the oracle lets small requests pass large ones. The kit serves first
+            come, first served, so it is compared with an oracle that does so too.
     """
 
     name: str
@@ -105,6 +107,7 @@ class Mode:
     used_before: float = 0.0
     used_beside: float = 0.0
     changes: bool = False
+    has_large_ones: bool = False
 
     @property
     def most_refused(self) -> float:
@@ -141,7 +144,7 @@ def modes() -> list[Mode]:
         Mode("small requests, over 1 s", orders=_small_orders, request_window=1),
         Mode("no max_tokens, cheap", orders=_orders_without_maximum(16)),
         Mode("no max_tokens, dear", orders=_orders_without_maximum(_DEAR_COMPLETION), absent_max_tokens="dear"),
-        Mode("one of 40 % among small ones", orders=_orders_with_a_large_one),
+        Mode("one of 40 % among small ones", orders=_orders_with_a_large_one, has_large_ones=True),
         Mode("60 % used before", used_before=0.6),
         Mode("60 % used before, no headers", used_before=0.6, headers="off"),
         Mode("another program's third", used_beside=1 / 3),
@@ -155,6 +158,7 @@ class Reach:
     """How far the kit came in a mode; `share` is of the oracle's tokens, after the first window and in all."""
 
     mode: Mode
+    name: str
     refused_at_first: int
     refused_later: int
     refused_share: float
@@ -240,7 +244,7 @@ async def _change_quota(azure: AzureOpenAISimulator, change: QuotaChange, at: fl
     azure.set_quota(rpm=change.requests, tpm=change.tokens)
 
 
-def oracle(mode: Mode, limits: Limits, seen: Run) -> tuple[Admission, ...]:
+def oracle(mode: Mode, limits: Limits, seen: Run, *, in_turn: bool = False) -> tuple[Admission, ...]:
     """Return what was possible at best, after the same beginning, and with what another program left."""
     used_beside = _tokens(one for one in seen.others if one.time >= seen.start)
     left = 1 - used_beside * limits.period / (seen.end - seen.start) / limits.tokens
@@ -258,18 +262,21 @@ def oracle(mode: Mode, limits: Limits, seen: Run) -> tuple[Admission, ...]:
             quota.admit(admission.time - seen.origin, admission.tokens)
     start, end = seen.start - seen.origin, seen.end - seen.origin
     orders, quotas = mode.orders(), mode.quotas(limits)
-    return best_possible(quota, orders, period=limits.period, start=start, until=end, changes=quotas).admissions
+    return best_possible(
+        quota, orders, period=limits.period, start=start, until=end, changes=quotas, in_turn=in_turn
+    ).admissions
 
 
-def judge(mode: Mode, limits: Limits, seen: Run) -> Reach:
-    """Compare what was with what was possible."""
+def judge(mode: Mode, limits: Limits, seen: Run, *, in_turn: bool = False) -> Reach:
+    """Compare what was with what was possible, or with what was possible first come, first served."""
     later = seen.start + limits.period
-    possible = oracle(mode, limits, seen)
+    possible = oracle(mode, limits, seen, in_turn=in_turn)
     possible_later = [one for one in possible if seen.origin + one.time >= later]
     refused_later = [one for one in seen.refused if one.time >= later]
     admitted_later = [one for one in seen.admitted if one.time >= later]
     return Reach(
         mode,
+        f"{mode.name}; an oracle that serves in turn" if in_turn else mode.name,
         refused_at_first=len(seen.refused) - len(refused_later),
         refused_later=len(refused_later),
         refused_share=len(refused_later) / max(1, len(refused_later) + len(admitted_later)),
@@ -288,7 +295,7 @@ def table(reaches: Iterable[Reach]) -> str:
     columns = "mode, 429s at first, 429s later, share, promised, answers lost, of the oracle, later, promised, kept"
     lines = [f"| {columns.replace(', ', ' | ')} |", "|---" * 10 + "|"]
     lines += (
-        f"| {reach.mode.name} | {reach.refused_at_first} | {reach.refused_later} | {reach.refused_share:.1%} "
+        f"| {reach.name} | {reach.refused_at_first} | {reach.refused_later} | {reach.refused_share:.1%} "
         f"| {f'{reach.mode.most_refused:.0%}' if reach.mode.most_refused else '0'} | {reach.lost} "
         f"| {reach.share_in_all:.3f} | {reach.share:.3f} | {_LEAST_OF_THE_ORACLE} | {'yes' if reach.kept else 'no'} |"
         for reach in reaches
@@ -301,17 +308,18 @@ async def measure(chosen: Sequence[Mode], limits: Limits, windows: int) -> list[
     at_once = max(1, round(limits.period / _SECONDS_A_MODE))
     places = asyncio.Semaphore(at_once)
 
-    async def after(delay: float, mode: Mode) -> Reach:
+    async def after(delay: float, mode: Mode) -> list[Reach]:
         await asyncio.sleep(delay)
         async with places:
             seen = await run(mode, limits, windows)
         reach = judge(mode, limits, seen)
         reasons = dict(Counter(rejection.reason for rejection in seen.refused))
         print(f"  {mode.name}: {reach.share:.3f}, refused for {reasons}, errors {dict(seen.errors)}", flush=True)
-        return reach
+        return [reach, *(judge(mode, limits, seen, in_turn=True) for _ in range(mode.has_large_ones))]
 
     delays = (number * limits.period / at_once for number in itertools.count())
-    return await asyncio.gather(*itertools.starmap(after, zip(delays, chosen, strict=False)))
+    reaches = await asyncio.gather(*itertools.starmap(after, zip(delays, chosen, strict=False)))
+    return list(itertools.chain.from_iterable(reaches))
 
 
 def main(arguments: Sequence[str] = ()) -> None:

@@ -31,6 +31,12 @@ _REQUEST_ARGUMENTS = frozenset(
     }
 )
 
+# What is set aside for an answer without a maximum. Azure's documentation does not say, and its users say two things: a
+# small default, which is this one, or all of the model's context, which a limit learns from refusals.
+_ABSENT_MAXIMUM = 16
+# What only a request for embeddings has, which is not answered in tokens.
+_OF_EMBEDDINGS = ("encoding_format", "dimensions")
+
 # Characters that take about 1.5 ms to count: an event loop is not held up by more.
 _LONG = 50_000
 
@@ -76,13 +82,32 @@ async def count(call: Call, prompt: Any, model: str) -> int:
 async def estimate(call: Call) -> int:
     """What Azure charges a request with when it arrives: its prompt, and the most that its answer may have.
 
+    An answer without a maximum is taken for a few tokens.
+
     Source: learn.microsoft.com, "Manage Azure OpenAI in Foundry Models quota".
     """
     names = (call.parameters.names & _REQUEST_ARGUMENTS) | (call.kwargs.keys() & _REQUEST_ARGUMENTS)
     request = {name: value for name in names if (value := call.argument(name)) is not None}
     if not request:
         return 0
+    if _is_answered_without_maximum(call, request):
+        request["max_tokens"] = _ABSENT_MAXIMUM
     return await _estimate(call, request, str(request.get("model") or token_counting.DEFAULT_MODEL))
+
+
+def _is_answered_without_maximum(call: Call, request: dict[str, Any]) -> bool:
+    if any(is_number(request.get(name)) for name in ANSWER_ARGUMENTS):
+        return False
+    if "messages" in request or "prompt" in request:
+        return True
+    given = request.get("input")
+    if not isinstance(given, str):
+        # messages of the Responses API; an embedding takes texts, and texts as numbers
+        return isinstance(given, (list, tuple)) and bool(given) and not isinstance(given[0], (str, int, list, tuple))
+    # a text may be either's: one that names no model says too little
+    model = request.get("model")
+    is_embedding = any(call.argument(name) is not None for name in _OF_EMBEDDINGS)
+    return isinstance(model, str) and "embedding" not in model and not is_embedding
 
 
 async def off_loop(call: Call, prompt: Any, model: str, function: Callable[..., T], *arguments: Any) -> T:

@@ -37,6 +37,7 @@ class _Passage(Admission, Passage):
     def __init__(self, circuit: Circuit, is_failure: Callable[[BaseException], object]) -> None:
         self._circuit = circuit
         self._is_failure = is_failure
+        circuit.admit(self)
 
     def recheck(self) -> None:
         self._circuit.readmit(self)
@@ -68,16 +69,14 @@ class CircuitProtection(Guard):
     ) -> None:
         self.name = name
         self._configuration = configuration
-        self._is_failure = is_failure
+        self._given_is_failure = is_failure
+        self._is_failure = is_failure or is_service_failure
         self._fallback = fallback
         circuits.declare(name, configuration)
 
     def enter(self, call: Call, /) -> Passage:
         """Let the call in, or refuse it at once."""
-        circuit = circuits.get(self.name, self._configuration)
-        passage = _Passage(circuit, self._is_failure or is_service_failure)
-        circuit.admit(passage)
-        return passage
+        return _Passage(circuits.get(self.name, self._configuration), self._is_failure)
 
     def substitute(self, refusal: Exception, /) -> Callable[..., Any] | None:
         """The fallback, where this circuit refused the call."""
@@ -87,7 +86,7 @@ class CircuitProtection(Guard):
         """The effective parameters, and where each came from."""
         return {
             **circuits.describe(self.name, self._configuration),
-            "is_failure": effective(self._is_failure, "connection errors, timeouts and 5xx"),
+            "is_failure": effective(self._given_is_failure, "connection errors, timeouts and 5xx"),
             "fallback": effective(self._fallback),
         }
 

@@ -140,18 +140,18 @@ def _run_async_generator_function(function: Callable[..., Any]) -> Run:
     return run
 
 
-def _held(result: Any) -> Any:
-    """What a function returned, or its stay where it is a stream."""
-    kind: Any = type(result)
-    hold = _holder_of(kind)
-    return result if hold is None else hold(result)
-
-
 @functools.lru_cache(maxsize=1_024)
-def _holder_of(kind: type) -> Callable[[Any], Any] | None:
+def _holder_of(kind: type) -> Callable[[Any], Stay] | None:
+    if issubclass(kind, Stay):
+        # of a generator function, which was run to its first item
+        return _as_it_is
     if issubclass(kind, (GeneratorType, AsyncGeneratorType)):
         return functools.partial(_Stream, item=_NOT_STARTED)
     return held if is_carrier(kind) else None
+
+
+def _as_it_is(stay: Stay) -> Stay:
+    return stay
 
 
 def _no_generator(function: Callable[..., Any], returned: object) -> ConfigurationError:
@@ -164,8 +164,9 @@ def _no_generator(function: Callable[..., Any], returned: object) -> Configurati
 def _run_in_thread(stack: Stack, call: Call) -> Any:
     """Do what `Stack.run()` does, without a coroutine as long as nothing waits or fails."""
     try:
-        while (waiting := stack.enter(call)) is not None:
-            call.entered.append(run_blocking(waiting))
+        for layer in stack.layers:
+            passage: Any = layer.enter(call)
+            call.entered.append(run_blocking(passage) if type(passage) is CoroutineType else passage)
         return stack.leave(call, stack.function(call))
     except BaseException as error:
         result = run_blocking(stack.fail(call, error))
@@ -191,7 +192,18 @@ def _wrap_coroutine_function(function: Callable[..., Any], stack: Stack, paramet
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
         if mode.disabled:
             return await function(*args, **kwargs)
-        result = await stack.run(Call(args, kwargs, parameters, _TASK))
+        call = Call(args, kwargs, parameters, _TASK)
+        # what `Stack.run()` does, without a coroutine of its own
+        try:
+            for layer in stack.layers:
+                passage: Any = layer.enter(call)
+                call.entered.append(await passage if type(passage) is CoroutineType else passage)
+            result = stack.function(call)
+            result = stack.leave(call, await result if isinstance(result, CoroutineType) else result)
+        except BaseException as error:
+            result = await stack.fail(call, error)
+            if result is FAILED:
+                raise
         return result.hand_over() if isinstance(result, Stay) else result
 
     return wrapper
@@ -328,7 +340,7 @@ def _decorate(function: Any, layer: Guard) -> Any:
     # One wrapper runs the whole stack with one Call. A decorator of somebody else's in between, to which
     # functools.wraps copied the attribute, is called like any function.
     if stacked is None or stacked.wrapper is not function:
-        beneath = Stack((), kind.run(function), kind.run, _held)
+        beneath = Stack((), kind.run(function), kind.run, _holder_of)
     else:
         beneath = stacked.stack
     stack = beneath.within(layer)

@@ -5,6 +5,7 @@ fail a call: what it raises is logged and dropped. No record holds anything of t
 """
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -199,6 +200,16 @@ _lock = threading.Lock()
 _sole_listener: ContextVar[tuple[_Subscription] | None] = ContextVar("resilience_kit_sole_listener", default=None)
 
 
+def _renew_lock() -> None:
+    """Do not wait in a forked child for a thread that held the lock: it is not there to give it back."""
+    global _lock  # noqa: PLW0603 - the one lock, which is another one in a forked child
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
 def subscribe(
     listener: Listener, *, wants: Callable[[type[Event]], bool] | None = None, tally: Tally | None = None
 ) -> Callable[[], None]:
@@ -254,30 +265,32 @@ def tell(kind: type[Event], name: str, values: tuple[Any, ...]) -> None:
     for subscription in _sole_listener.get() or _listeners:
         if subscription.tally is not None:
             subscription.tally(kind, name, values)
-        elif subscription.wants is None or _is_wanted(kind, subscription.listener, subscription.wants):
-            if event is None:
-                names = [field.name for field in fields(kind)]
-                event = kind(**dict(zip(names, (name, *values), strict=True)))
-            _deliver(event, subscription.listener)
+            continue
+        try:
+            if subscription.wants is not None and not subscription.wants(kind):
+                continue
+        except Exception as error:  # noqa: BLE001 - as what a listener raises, it must not fail the call
+            _warn_of(error, kind, subscription.listener)
+            continue
+        if event is None:
+            names = [field.name for field in fields(kind)]
+            event = kind(**dict(zip(names, (name, *values), strict=True)))
+        _deliver(event, subscription.listener)
 
 
 def is_heard(kind: type[Event]) -> bool:
     """Whether somebody wants a record of what happens in every call, and not only to count it."""
     # any() would make a generator, in every call
     for subscription in _sole_listener.get() or _listeners:
-        if subscription.tally is None and (
-            subscription.wants is None or _is_wanted(kind, subscription.listener, subscription.wants)
-        ):
-            return True
+        if subscription.tally is not None:
+            continue
+        wants = subscription.wants
+        try:
+            if wants is None or wants(kind):
+                return True
+        except Exception as error:  # noqa: BLE001 - as what a listener raises, it must not fail the call
+            _warn_of(error, kind, subscription.listener)
     return False
-
-
-def _is_wanted(kind: type[Event], listener: Listener, wants: Callable[[type[Event]], bool]) -> bool:
-    try:
-        return wants(kind)
-    except Exception as error:  # noqa: BLE001 - as what a listener raises, it must not fail the call
-        _warn_of(error, kind, listener)
-        return False
 
 
 def _deliver(event: Event, listener: Listener) -> None:

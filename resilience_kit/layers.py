@@ -7,13 +7,15 @@ again when it has failed; a generator counts as run when its first item is out. 
 
 import functools
 import inspect
+import time
+from asyncio import _get_running_loop
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from types import CoroutineType
 from typing import Any, ClassVar, Protocol
 
 from resilience_kit.errors import ResilienceError
-from resilience_kit.registry import Value
+from resilience_kit.registry import Value, mode
 from resilience_kit.returned_streams import Stay
 from resilience_kit.waiting import Waiting
 
@@ -61,7 +63,7 @@ class Parameters:
 class Call:
     """One call of a decorated function: its arguments, and how it waits."""
 
-    __slots__ = ("args", "entered", "is_sent", "kwargs", "parameters", "waiting")
+    __slots__ = ("_clock", "args", "entered", "is_sent", "kwargs", "parameters", "waiting")
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], parameters: Parameters, waiting: Waiting) -> None:
         self.args = args
@@ -72,6 +74,16 @@ class Call:
         self.entered: list[Passage] = []
         # whether the function has been called since somebody last said that it was not
         self.is_sent = False
+        self._clock: Callable[[], float] | None = None
+
+    def now(self) -> float:
+        """As `waiting.now()`, in half the time from the second look on: a call stays in one event loop."""
+        clock = self._clock
+        if clock is None:
+            # documented, and unlike get_running_loop() it does not raise; a system call in CPython 3.11
+            loop = _get_running_loop()
+            clock = self._clock = time.monotonic if loop is None else loop.time
+        return clock() + mode.seconds_skipped
 
     @property
     def passages(self) -> "list[Passage]":
@@ -185,33 +197,34 @@ class Stack:
         layers: Are entered in this order, and left in the other.
         function: The function as the layers run it.
         run_substitute: Makes the same of a function that is called in place of it.
-        hold: Makes a stay of a result that is still to be read, and leaves any other as it is.
+        holder_of: What makes a stay of the results of a type that are still to be read; None for any other type.
     """
 
-    __slots__ = ("_hold", "_layers", "_run_substitute", "function")
+    __slots__ = ("_holder_of", "_run_substitute", "function", "layers")
 
     def __init__(
         self,
         layers: tuple[Guard, ...],
         function: Run,
         run_substitute: Callable[[Callable[..., Any]], Run],
-        hold: Callable[[Any], Any],
+        holder_of: Callable[[type], Callable[[Any], Stay] | None],
     ) -> None:
-        self._layers = layers
+        self.layers = layers
         self.function = function
         self._run_substitute = run_substitute
-        self._hold = hold
+        self._holder_of = holder_of
 
     def within(self, layer: Guard) -> "Stack":
         """The same with one more layer around it."""
-        return Stack((layer, *self._layers), self.function, self._run_substitute, self._hold)
+        return Stack((layer, *self.layers), self.function, self._run_substitute, self._holder_of)
 
     async def run(self, call: Call) -> Any:
         """Take a call through the layers that are still before it, and back up from there."""
         depth = len(call.entered)
         try:
-            while (waiting := self.enter(call)) is not None:
-                call.entered.append(await waiting)
+            for layer in self.layers[depth:]:
+                passage: Any = layer.enter(call)
+                call.entered.append(await passage if type(passage) is CoroutineType else passage)
             result = self.function(call)
             return self.leave(call, await result if isinstance(result, CoroutineType) else result, depth)
         except BaseException as error:
@@ -220,31 +233,22 @@ class Stack:
                 raise
             return result
 
-    def enter(self, call: Call) -> Coroutine[Any, Any, Passage] | None:
-        """Enter the layers that are still before a call. Where one has to wait, its stay is to be awaited and noted."""
-        entered = call.entered
-        for layer in self._layers[len(entered) :]:
-            passage: Any = layer.enter(call)
-            if isinstance(passage, CoroutineType):
-                return passage
-            entered.append(passage)
-        return None
-
     def leave(self, call: Call, result: Any, depth: int = 0) -> Any:
         """Leave the layers down to a depth with a result, the innermost first; a stream takes their passages along."""
         entered = call.entered
-        result = self._hold(result)
-        if isinstance(result, Stay):
+        hold = self._holder_of(type(result))
+        if hold is not None:
+            stay = hold(result)
             while len(entered) > depth:
-                result.add(entered.pop())
-        else:
-            while len(entered) > depth:
-                entered.pop().leave(result, None)
+                stay.add(entered.pop())
+            return stay
+        while len(entered) > depth:
+            entered.pop().leave(result, None)
         return result
 
     async def fail(self, call: Call, error: BaseException, depth: int = 0) -> Any:
         """Leave them with an error until one makes a result of it: FAILED if none does, and the error stays."""
-        return await self._fail_from(min(len(call.entered), len(self._layers) - 1), call, error, depth)
+        return await self._fail_from(min(len(call.entered), len(self.layers) - 1), call, error, depth)
 
     async def _fail_from(self, position: int, call: Call, error: BaseException, depth: int) -> Any:
         if position < depth:
@@ -273,7 +277,7 @@ class Stack:
             finally:
                 call.entered.pop()
         if isinstance(error, ResilienceError):
-            substitute = self._layers[position].substitute(error)
+            substitute = self.layers[position].substitute(error)
             if substitute is not None:
                 result = self._run_substitute(substitute)(call)
                 return await result if isinstance(result, CoroutineType) else result

@@ -8,8 +8,9 @@ SHORT_WINDOWS, FINE_WINDOWS = 6, 60
 # twice the last, one every sixtieth of a period.
 _BELOW_REFUSED, _FIRST_STEP = 0.98, 0.005
 # That is not tried before so many requests were sent since the last refusal, since trying costs some: of that many at
-# most one in a hundred. It is tried after so many periods in any case, by who sends few: soon where a refusal far below
-# the quota may have been a whim of the server's, and each time after twice as long.
+# most one in a hundred. It is tried after so many periods in any case, by who sends few: after the shortest time where
+# the refusal may have been a whim of the server's, as the first one in long always may. The next one is believed for
+# the longest time; far below the quota it is tried again each time after twice as long.
 _REQUESTS_BETWEEN_TRIALS, _SHORTEST_HOLD, _LONGEST_HOLD = 300, 1, 16
 # The server's `remaining` raises a ceiling where it leaves room for this share of the quota more.
 _CLEARLY_MORE = 0.02
@@ -77,8 +78,12 @@ class Ceiling:
             # it was under way at the last refusal, and only tells more precisely what was held then
             self._value = max(1, min(self._value, held))
             return False
-        if self._value == self.most:
-            self._patience = _SHORTEST_HOLD if held < MUCH_LESS * self.most else _LONGEST_HOLD
+        is_far_below = held < MUCH_LESS * self.most
+        is_seldom = now > self._lowered_at + _LONGEST_HOLD * self._period
+        if self._value == self.most and (is_far_below or is_seldom):
+            self._patience = _SHORTEST_HOLD
+        elif not is_far_below:
+            self._patience = _LONGEST_HOLD
         self._value = max(1, min(self._value, math.floor(held * _BELOW_REFUSED)))
         self._lowered_at, self._step = now, _FIRST_STEP
         self.hold(request, now)

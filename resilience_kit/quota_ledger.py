@@ -25,6 +25,10 @@ _MOST_AT_THE_EDGE = 1_024
 _FINE_EDGE = 0.1
 # Requests sent so many periods after one may have overtaken it on their way.
 _OVERTAKING = 1 / 600
+# A second's requests are sent in so many parts and not at once: they would hold each other up on their way, one more
+# than the other, and what holds up the event loop would move all of them into the next second. The parts follow each
+# other a little sooner than they need to, so that a timer's delay costs nothing.
+_PACES = 10
 # No wait that the ledger knows of is longer than so many periods.
 _LONGEST_WAIT = 4
 
@@ -169,12 +173,15 @@ class WindowLedger:
         It may not fit then where a ceiling is to be tried upwards at that time.
         """
         self._forget_old(now)
+        lessons = self._lessons
+        if (
+            len(self._sent) < self._short_requests
+            and self._tokens_in_window + tokens <= self._tokens
+            and not lessons.has_learnt
+        ):
+            return 0.0
         if tokens > self._tokens:
             return math.inf
-        lessons = self._lessons
-        fits = len(self._sent) < self._short_requests and self._tokens_in_window + tokens <= self._tokens
-        if fits and not lessons.has_learnt:
-            return 0.0
         at = self._fits_below_ceilings(tokens, now)
         at = max(at, self._fits_beside_unseen(tokens, now), lessons.paused_until, lessons.ramp_at(now))
         if at > now + _LONGEST_WAIT * self._period:
@@ -190,9 +197,10 @@ class WindowLedger:
 
     def commit(self, tokens: int, now: float) -> Sent:
         """Count a request that is sent now."""
-        self._tokens_in_window += tokens
-        sent = Sent(now, tokens, len(self._sent) + 1 - self._refused_in_window, self._tokens_in_window)
-        self._sent.append(sent)
+        sent_requests = self._sent
+        self._tokens_in_window = tokens_then = self._tokens_in_window + tokens
+        sent = Sent(now, tokens, len(sent_requests) + 1 - self._refused_in_window, tokens_then)
+        sent_requests.append(sent)
         self._lessons.sent(now)
         return sent
 
@@ -312,7 +320,9 @@ class WindowLedger:
         fine = self._lessons.fine_requests
         if fine is None:
             return at
-        return max(at, self._leaves_room_at(min(fine, math.ceil(most / FINE_WINDOWS)), FINE_WINDOWS))
+        fine = min(fine, math.ceil(most / FINE_WINDOWS))
+        paced_at = self._leaves_room_at(math.ceil(fine / _PACES), (_PACES + 1) * FINE_WINDOWS)
+        return max(at, self._leaves_room_at(fine, FINE_WINDOWS), paced_at)
 
     def _tokens_fit_at(self, tokens: int, most: int) -> float:
         # what is above a ceiling, but not above the quota, fits into an empty window
@@ -338,8 +348,8 @@ class WindowLedger:
         # The sum is made in the order in which _fits_at makes it, so that what is told to fit then does.
         sent_requests, period = self._sent, self._period
         margin = self._lessons.margin_of(period) if self._lessons.margin else 0.0
-        while sent_requests and sent_requests[0].at + period + margin <= now:
-            sent = sent_requests.popleft()
+        while sent_requests and (sent := sent_requests[0]).at + period + margin <= now:
+            self._left.append(sent_requests.popleft())
             self._tokens_in_window -= sent.tokens
-            self._refused_in_window -= sent.is_refused
-            self._left.append(sent)
+            if sent.is_refused:
+                self._refused_in_window -= 1

@@ -25,8 +25,9 @@ Adaptive = bool | Literal["latency"] | Collection[str]
 # as when they were sent: this from the first answer on, twice as much with each refusal that it explains, up to the
 # most. A minute's are 0.1 s and 0.4 s.
 _FIRST_MARGIN, _MOST_MARGIN = 1 / 600, 1 / 150
-# Of a short window this share at first and at most, or a second's margin would cost a tenth of the second.
-_FIRST_SHARE, _MOST_SHARE = 0.02, 0.073
+# Of a second this share at first, more with the first refusal that it explains, and the most with another one within a
+# period: that costs 7 % of the quota, and a hiccup now and then does not.
+_FIRST_SHARE, _SECOND_SHARE, _MOST_SHARE = 0.04, 0.05, 0.075
 # A refusal came at the edge of a window if it is over in less than this, in periods, and so much of the quota lies in
 # the window and its edge.
 _EDGE, _NEARLY_FULL = 1 / 60, 0.97
@@ -53,8 +54,8 @@ class Correction:
             so many seconds. "remaining": requests or tokens that only the server has seen, for some seconds. "limit":
             the server's own limit of requests or tokens, which is below the user's.
             "margin": windows that are longer by some seconds. "one-second window": so many requests in any window of
-            some seconds. "ceiling": so many requests or tokens in place of the quota's, for some seconds at least.
-            "latency": so many requests under way at once.
+            some seconds, and no more than a tenth of them at once. "ceiling": so many requests or tokens in place of
+            the quota's, for some seconds at least. "latency": so many requests under way at once.
         seconds: As the reason says.
         requests: As the reason says.
         tokens: As the reason says.
@@ -160,6 +161,8 @@ class Lessons:
         self.has_learnt = False
         self.margin = 0.0
         self._margin_share = _FIRST_SHARE
+        self._at_a_fine_edge_at = -math.inf
+        self._windows_learnt_at = -math.inf
         self.fine_requests: int | None = None
         self.paused_until = -math.inf
         self._requests_sent = 0
@@ -248,7 +251,7 @@ class Lessons:
             tokens,
             now,
         )
-        if advice.remaining_tokens is not None and advice.remaining_tokens > 0:
+        if "remaining" in self._rules and advice.remaining_tokens is not None and advice.remaining_tokens > 0:
             charged = max(1, self.tokens.limit - advice.remaining_tokens)
             self._learn_of_room(self.charged_requests, self.tokens.limit * requests // charged, now)
 
@@ -302,26 +305,33 @@ class Lessons:
         self._learnt_at = now
 
     def _learn_of_requests(self, advice: ServerAdvice, seen: Seen, now: float) -> None:
-        most = self.requests.most
-        short, fine = max(1, most // SHORT_WINDOWS), max(1, most // FINE_WINDOWS)
+        if seen.sent_at <= self._windows_learnt_at:
+            # it was under way, and those that came before it need not have been sent before it
+            return
         is_soon = advice.retry_after is None or advice.retry_after <= self._period / FINE_WINDOWS
+        if is_soon and self._is_explained_by_windows(seen, now):
+            self._windows_learnt_at = now
+            return
         held = max(seen.requests, SHORT_WINDOWS * seen.requests_in_short)
-        is_full = max(seen.requests_and_edge / most, seen.requests_in_short_and_edge / short) >= _NEARLY_FULL
         if self.fine_requests is not None:
             held = max(held, FINE_WINDOWS * seen.requests_in_fine_and_edge)
-            is_full = is_full or seen.requests_in_fine_and_edge >= fine
-        elif (
-            "one-second window" in self._rules
-            and is_soon
-            and seen.requests_in_fine_and_edge >= fine
-            and held <= _CLEARLY_LESS * self.requests.value
-        ):
+        self._lower(self.requests, held, seen, now)
+
+    def _is_explained_by_windows(self, seen: Seen, now: float) -> bool:
+        """Whether a refusal for requests is the work of windows other than they are kept here, which is learnt."""
+        most = self.requests.most
+        short, fine = max(1, most // SHORT_WINDOWS), max(1, most // FINE_WINDOWS)
+        is_full = max(seen.requests_and_edge / most, seen.requests_in_short_and_edge / short) >= _NEARLY_FULL
+        if seen.requests_in_fine_and_edge < fine:
+            return is_full and (not self._is_new(seen) or self._widen())
+        if self.fine_requests is not None:
+            return not self._is_new(seen) or self._widen_fine(now)
+        held = max(seen.requests, SHORT_WINDOWS * seen.requests_in_short)
+        if "one-second window" in self._rules and held <= _CLEARLY_LESS * self.requests.value:
             self.fine_requests = fine
             self.news.append(Correction("one-second window", self._period / FINE_WINDOWS, requests=fine))
-            return
-        if is_soon and is_full and (not self._is_new(seen) or self._widen()):
-            return
-        self._lower(self.requests, held, seen, now)
+            return True
+        return is_full and (not self._is_new(seen) or self._widen())
 
     def _learn_of_tokens(self, advice: ServerAdvice, seen: Seen, now: float) -> None:
         is_soon = advice.retry_after is None or advice.retry_after <= _EDGE * self._period
@@ -365,13 +375,27 @@ class Lessons:
         self.news.append(Correction(reason, seconds, requests, tokens, relaxes))
 
     def _widen(self) -> bool:
-        is_widest = self.margin >= _MOST_MARGIN * self._period and self._margin_share >= _MOST_SHARE
-        if is_widest or "margin" not in self._rules:
+        if self.margin >= _MOST_MARGIN * self._period or "margin" not in self._rules:
             return False
-        if self.margin:
-            self._margin_share = min(_MOST_SHARE, 2 * self._margin_share)
         self.margin = min(_MOST_MARGIN * self._period, max(_FIRST_MARGIN * self._period, 2 * self.margin))
         self.news.append(Correction("margin", self.margin))
+        return True
+
+    def _widen_fine(self, now: float) -> bool:
+        if "margin" not in self._rules:
+            return False
+        is_rare = now > self._at_a_fine_edge_at + self._period
+        self._at_a_fine_edge_at = now
+        if self._margin_share < _SECOND_SHARE:
+            self._margin_share = _SECOND_SHARE
+        elif is_rare:
+            return True
+        elif self._margin_share < _MOST_SHARE:
+            self._margin_share = _MOST_SHARE
+        else:
+            return False
+        self.margin = max(_FIRST_MARGIN * self._period, self.margin)
+        self.news.append(Correction("margin", self.margin_of(self._period / FINE_WINDOWS)))
         return True
 
     def _pause(self, retry_after: float | None, now: float) -> None:

@@ -45,18 +45,17 @@ class RateLimiting(Guard):
         """Take a slot and quota, or wait for them."""
         limit = rate_limits.get(self.name, self._configuration)
         call.is_sent = False
-        if self._fixed_tokens is not None:
-            return self._acquire(limit, call, self._fixed_tokens)
-        if self._tokens_of is not None:
-            return self._acquire(limit, call, self._checked(self._tokens_of(*call.args, **call.kwargs)))
-        return self._enter_estimated(limit, call)
+        tokens = self._fixed_tokens
+        if tokens is None:
+            if self._tokens_of is None:
+                return self._enter_estimated(limit, call)
+            tokens = self._checked(self._tokens_of(*call.args, **call.kwargs))
+        return limit.acquire(call, tokens, priority_else(self._priority), self._max_wait)
 
     async def _enter_estimated(self, limit: RateLimit, call: Call) -> Passage:
-        ticket = self._acquire(limit, call, await call_tokens.estimate(call))
+        tokens = await call_tokens.estimate(call)
+        ticket = limit.acquire(call, tokens, priority_else(self._priority), self._max_wait)
         return ticket if isinstance(ticket, Ticket) else await ticket
-
-    def _acquire(self, limit: RateLimit, call: Call, tokens: int) -> Ticket | Coroutine[Any, Any, Ticket]:
-        return limit.acquire(call, tokens, priority_else(self._priority), self._max_wait)
 
     def describe(self) -> dict[str, Value]:
         """The effective parameters, and where each came from."""

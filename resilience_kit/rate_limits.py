@@ -93,11 +93,13 @@ class Ticket(Place, Passage):
         advice = advice_from_result(response)
         if advice is not None:
             self.limit.answered(self, advice)
-        self.limit.took_its_time(self)
+        if self.limit.measures:
+            self.limit.took_its_time(self)
 
     def observe(self, item: Any, /) -> None:
         """Take a stream's first item for the answer: the others come as fast as the reader takes them."""
-        self.limit.took_its_time(self)
+        if self.limit.measures:
+            self.limit.took_its_time(self)
 
     def leave(self, result: Any, error: BaseException | None, /) -> None:
         """Give the slot back."""
@@ -124,7 +126,8 @@ class RateLimit:
         self._max_concurrent: int = values["max_concurrent"]
         self._min_interval: float = values["min_interval"]
         rules = rules_of(values["adaptive"])
-        self._measures = "latency" in rules
+        # whether it matters how long answers take
+        self.measures = "latency" in rules
         self._response_times = ResponseTimes(self._max_concurrent)
         self._spacing = self._new_spacing()
         self._lock = threading.Lock()
@@ -196,7 +199,7 @@ class RateLimit:
         is_heard = events.is_heard(Admitted)
         with self._lock:
             if not self._queue.lookouts:
-                self._start(ticket, now())
+                self._start(ticket, call.now())
             if ticket.sent is not None and not is_heard:
                 self._unheard_calls += 1
                 self._unheard_tokens += tokens
@@ -284,8 +287,20 @@ class RateLimit:
 
     def release(self, ticket: Ticket, *, sent: bool) -> None:
         """Give a slot or a place in the queue back, and the quota as well if nothing was sent. Never blocks."""
-        self._returned.append((ticket, sent))
-        self._take_back()
+        if sent and ticket.sent is not None and self._lock.acquire(False):
+            # most calls end like this, and need not go the long way
+            try:
+                self._in_flight -= 1
+                if self._fleet is not None:
+                    self._fleet.freed()
+                if self._queue.lookouts:
+                    self._serve()
+            finally:
+                self._lock.release()
+        else:
+            self._returned.append((ticket, sent))
+        if self._returned:
+            self._take_back()
 
     def answered(self, ticket: Ticket, advice: ServerAdvice) -> None:
         """Take the server's word where it is the stricter one, for all callers of the name."""
@@ -304,8 +319,8 @@ class RateLimit:
         self._tell(news)
 
     def took_its_time(self, ticket: Ticket) -> None:
-        """Note how long an answer took, once, where that decides on how many may be under way."""
-        if not self._measures or ticket.is_answered or ticket.sent is None:
+        """Note how long an answer took, once: it decides on how many may be under way."""
+        if ticket.is_answered or ticket.sent is None:
             return
         ticket.is_answered = True
         # As in _take_back(), the garbage collector may be here while its thread has the lock. One answer less to look

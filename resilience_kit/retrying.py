@@ -76,7 +76,7 @@ class RetryLoop(Repeater):
 
     def enter(self, call: Call, /) -> Attempts:
         """Count the call; its first attempt costs no more."""
-        values, started, budget = self.values(), now(), None
+        values, started, budget = self.values(), call.now(), None
         if values["retry_budget"] is not None:
             budget = retry_budgets.get(self.name, _NOTHING)
             budget.count_call(started)

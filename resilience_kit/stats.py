@@ -176,9 +176,16 @@ class _Counts:
 _lock = threading.RLock()
 _counts = _Counts()
 
+
+def _before_fork() -> None:
+    # the copy of the process starts with budgets of its own
+    _take_in_unheard()
+    # so that no other thread holds it in the copy
+    _lock.acquire()
+
+
 if hasattr(os, "register_at_fork"):
-    # so that no other thread holds it in the copy of the process
-    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+    os.register_at_fork(before=_before_fork, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 @contextmanager
@@ -228,6 +235,7 @@ def count_estimate(context: str, tokens: int) -> None:
 
 def usage() -> Usage:
     """What was used so far."""
+    _take_in_unheard()
     with _lock:
         by_agent, by_context = defaultdict[str, list[Counters]](list), defaultdict[str, list[Counters]](list)
         for (agent, context), account in _counts.accounts.items():
@@ -240,6 +248,21 @@ def usage() -> Usage:
             {name: _sum(accounts) for name, accounts in by_context.items()},
             _counts.minute.busiest,
         )
+
+
+def _take_in_unheard() -> None:
+    """Count the calls that budgets counted themselves, since nobody else heard of them."""
+    for registry in all_registries:
+        if registry.section != "token_budgets":
+            continue
+        for name, budget in registry.items().items():
+            # outside of the lock: a budget may be asked where its own is held
+            calls = budget.take_unheard()
+            if calls:
+                with _lock:
+                    account = _account(name, "default")
+                    account["calls"] += calls
+                    account["calls_of_unknown_price"] += calls
 
 
 def _account(agent: str, context: str) -> Counters:
@@ -276,13 +299,14 @@ def get_all_resilience_stats() -> dict[str, Any]:
         >>> get_all_resilience_stats()["global_resilience"]["circuit_breaker"]["state"]
         'CLOSED'
     """
+    agents = usage().by_agent
     with _lock:
         sections: dict[str, dict[str, dict[str, Any]]] = {
             section: {name: dict(counters) for name, counters in by_name.items()}
             for section, by_name in _counts.sections.items()
         }
         shown = _SECTIONS["agents"]
-        sections["agents"] = {name: {key: it[key] for key in shown} for name, it in usage().by_agent.items()}
+        sections["agents"] = {name: {key: it[key] for key in shown} for name, it in agents.items()}
     for registry in all_registries:
         for name, item in registry.items().items():
             section = sections[registry.section]
@@ -305,5 +329,6 @@ def reset_all() -> None:
     """
     for registry in all_registries:
         registry.reset()
+    _take_in_unheard()
     with _lock:
         _counts.take(_Counts())

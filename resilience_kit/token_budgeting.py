@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar, ge
 from resilience_kit import call_tokens, decorating, pricing, token_counting, truncating
 from resilience_kit.agents import current_agent
 from resilience_kit.errors import ConfigurationError
-from resilience_kit.events import BudgetSettled, Truncated, emit, tell
+from resilience_kit.events import BudgetSettled, Truncated, emit, is_heard, tell
 from resilience_kit.layers import Call, Guard, Parameters, Passage, name_of
 from resilience_kit.registry import Value, mode
 from resilience_kit.token_budgets import (
-    NO_RESERVATION,
     NOTHING,
     Budget,
     BudgetConfiguration,
@@ -32,60 +31,42 @@ OnExceed = Literal["raise", "truncate", "wait"]
 Per = Literal["minute", "hour", "day"] | float | None
 
 _PERIODS = {"minute": 60.0, "hour": 3_600.0, "day": 86_400.0}
-_NO_USAGE = call_tokens.Usage(0, 0)
+# What is told of a call that says nothing of its usage: reserved tokens, those of prompt and answer, and US dollars.
+_NOTHING_KNOWN = (0, 0, 0, None)
 
 _log = logging.getLogger(__name__)
 
 
-class _Passage(Passage):
-    __slots__ = ("_agent", "_budget", "_layer", "_model", "_prompt_tokens", "_reservation", "_text", "_usage")
+class _Accounting(Passage):
+    """One call's stay where there is nothing to keep to: what it used is only told."""
 
-    def __init__(
-        self, layer: "TokenBudgeting", agent: str, budget: Budget, reservation: Reservation, prompt_tokens: int
-    ) -> None:
+    __slots__ = ("_agent", "_budget", "_layer", "_model", "_usage")
+
+    def __init__(self, layer: "TokenBudgeting", agent: str, budget: Budget) -> None:
         self._layer = layer
         self._agent = agent
         self._budget = budget
-        self._reservation = reservation
-        self._prompt_tokens = prompt_tokens
         self._usage: call_tokens.Usage | None = None
         # of the answer: Azure answers with the model's name where a request says the deployment's
         self._model: str | None = None
-        self._text: list[str] | None = None
 
     def observe(self, item: Any, /) -> None:
         if not isinstance(item, str):
             self._usage = call_tokens.usage_of(item) or self._usage
             self._model = call_tokens.model_of(item) or self._model
-        if self._usage is None and self._budget.is_bounded:
-            if self._text is None:
-                self._text = []
-            self._text.append(call_tokens.text_of(item))
 
     def leave(self, result: Any, error: BaseException | None, /) -> None:
         if error is not None:
-            self._budget.settle(self._reservation, NOTHING)
             return
-        usage, used, usd = _NO_USAGE, NOTHING, None
-        try:
+        if not isinstance(result, str):
             self.observe(result)
-            known = self._usage or (self._counted() if self._budget.is_bounded else None)
-            if known is not None:
-                usage, usd = known, self._cost(known)
-                # the price was known before the call: what was reserved is the best guess if it is not any more
-                used = self._budget.amount(known, self._reservation.amount.usd if usd is None else usd)
-        finally:
-            self._budget.settle(self._reservation, used)
-        reserved = self._reservation.amount.tokens
-        tell(BudgetSettled, self._agent, (reserved, usage.prompt_tokens, usage.completion_tokens, usd))
-
-    def _counted(self) -> call_tokens.Usage:
-        """The usage where the result does not say: its text if it is text, else what was reserved for it."""
-        if text := "".join(self._text or ()):
-            completion = token_counting.count_tokens(text, model=self._layer.model)
+        usage = self._usage
+        if usage is not None:
+            tell(BudgetSettled, self._agent, (0, usage.prompt_tokens, usage.completion_tokens, self._cost(usage)))
+        elif current_agent() is None and self._agent == self._budget.agent and not is_heard(BudgetSettled):
+            self._budget.count_unheard()
         else:
-            completion = self._reservation.amount.tokens - self._prompt_tokens
-        return call_tokens.Usage(self._prompt_tokens, completion)
+            tell(BudgetSettled, self._agent, _NOTHING_KNOWN)
 
     def _cost(self, usage: call_tokens.Usage) -> float | None:
         models = (self._layer.model,) if self._model is None else (self._model, self._layer.model)
@@ -93,6 +74,49 @@ class _Passage(Passage):
         if usd is None and pricing.are_at_hand():
             _say_unknown(models[0])
         return usd
+
+
+class _Budgeting(_Accounting):
+    """One call's stay in a budget, which holds what the call may use and then takes what it used."""
+
+    __slots__ = ("_prompt_tokens", "_reservation", "_text")
+
+    def __init__(
+        self, layer: "TokenBudgeting", agent: str, budget: Budget, reservation: Reservation, prompt_tokens: int
+    ) -> None:
+        super().__init__(layer, agent, budget)
+        self._reservation = reservation
+        self._prompt_tokens = prompt_tokens
+        self._text: list[str] = []
+
+    def observe(self, item: Any, /) -> None:
+        super().observe(item)
+        if self._usage is None:
+            self._text.append(call_tokens.text_of(item))
+
+    def leave(self, result: Any, error: BaseException | None, /) -> None:
+        if error is not None:
+            self._budget.settle(self._reservation, NOTHING)
+            return
+        used = NOTHING
+        try:
+            self.observe(result)
+            usage = self._usage or self._counted()
+            usd = self._cost(usage)
+            # the price was known before the call: what was reserved is the best guess if it is not any more
+            used = self._budget.amount(usage, self._reservation.amount.usd if usd is None else usd)
+        finally:
+            self._budget.settle(self._reservation, used)
+        reserved = self._reservation.amount.tokens
+        tell(BudgetSettled, self._agent, (reserved, usage.prompt_tokens, usage.completion_tokens, usd))
+
+    def _counted(self) -> call_tokens.Usage:
+        """The usage where the result does not say: its text if it is text, else what was reserved for it."""
+        if text := "".join(self._text):
+            completion = token_counting.count_tokens(text, model=self._layer.model)
+        else:
+            completion = self._reservation.amount.tokens - self._prompt_tokens
+        return call_tokens.Usage(self._prompt_tokens, completion)
 
 
 @functools.lru_cache(maxsize=256)
@@ -132,11 +156,12 @@ class TokenBudgeting(Guard):
 
     def enter(self, call: Call, /) -> Passage | Coroutine[Any, Any, Passage]:
         """Count the prompt, cut or refuse it, and hold what the call may use."""
-        agent = self._agent()
+        current = current_agent() if self._is_shared else None
+        agent = self.name if current is None else current.name
         maximum = self._maximum(agent).value
         budget = token_budgets.get(self.name, self._configuration)
         if maximum is None and not budget.is_bounded and pricing.is_ready(self.model):
-            return _Passage(self, agent, budget, NO_RESERVATION, 0)
+            return _Accounting(self, agent, budget)
         return self._enter_counted(call, agent, maximum, budget)
 
     async def _enter_counted(self, call: Call, agent: str, maximum: int | None, budget: Budget) -> Passage:
@@ -153,12 +178,12 @@ class TokenBudgeting(Guard):
         if budget.is_bounded and not token_counting.is_ready(self.model):
             await call.waiting.offload(token_counting.load, self.model)
         if not budget.is_bounded:
-            return _Passage(self, agent, budget, NO_RESERVATION, tokens)
+            return _Accounting(self, agent, budget)
         budget.check_model(self.model)
         asked = call_tokens.Usage(tokens, call_tokens.answer_tokens(call))
         amount = budget.amount(asked, pricing.cost_usd(asked, self.model))
         reservation = await budget.reserve(amount, call.waiting, may_wait=self._on_exceed == "wait")
-        return _Passage(self, agent, budget, reservation, tokens)
+        return _Budgeting(self, agent, budget, reservation, tokens)
 
     def check_arguments(self, function: Callable[..., Any]) -> None:
         """Refuse to guard a function whose prompt cannot be seen.

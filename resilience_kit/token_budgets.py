@@ -57,9 +57,6 @@ class Reservation:
     period: int
 
 
-NO_RESERVATION = Reservation(NOTHING, -1)
-
-
 class Budget:
     """The one budget of an agent. A period starts with its first call, and turns when it is over."""
 
@@ -77,6 +74,8 @@ class Budget:
         self._period_start: float | None = None
         self._used = NOTHING
         self._reserved = NOTHING
+        # Calls of no known usage and no agent but this one's, as they are counted here if nobody hears of them.
+        self._unheard_calls = 0
 
     def amount(self, usage: call_tokens.Usage, usd: float | None) -> Amount:
         """What a usage takes from the budget; one in tokens alone holds no dollars."""
@@ -133,12 +132,21 @@ class Budget:
 
     def settle(self, reservation: Reservation, used: Amount) -> None:
         """Put what was used in place of what was held; a call of an earlier period is settled with that one."""
-        if reservation is NO_RESERVATION:
-            return
         with self._lock:
             if reservation.period == self._period:
                 self._reserved -= reservation.amount
                 self._used += used
+
+    def count_unheard(self) -> None:
+        """Count a call of which nobody hears, and of which nothing is known but that it was made."""
+        with self._lock:
+            self._unheard_calls += 1
+
+    def take_unheard(self) -> int:
+        """How many calls were counted here since this was asked last."""
+        with self._lock:
+            calls, self._unheard_calls = self._unheard_calls, 0
+        return calls
 
     def _turn(self) -> float | None:
         """Start a new period if this one is over. Returns the seconds that it has left, if it ends at all."""

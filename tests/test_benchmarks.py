@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -74,3 +75,21 @@ def test_a_fleet_in_virtual_time_is_refused_nothing(capsys):
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
     assert len(rows) == 4
     assert all(row.split("|")[3].strip() == "0, 0" for row in rows)
+
+
+def one_of_two_fifths_among_small_ones():
+    for number, small in enumerate(mixed_orders()):
+        yield replace(small, tokens=60_000) if number % 100 == 20 else small
+
+
+def test_the_best_lets_small_orders_pass_a_large_one_that_does_not_fit_yet():
+    best = best_possible(quota(), one_of_two_fifths_among_small_ones(), period=PERIOD, until=4 * PERIOD)
+
+    assert all(0.97 * TOKENS <= tokens <= TOKENS for tokens in tokens_of_windows(best.admissions, 4))
+
+
+def test_the_best_in_turn_lets_no_order_pass_another():
+    orders = list(itertools.islice(one_of_two_fifths_among_small_ones(), 300))
+    best = best_possible(quota(), iter(orders), period=PERIOD, in_turn=True)
+
+    assert [admission.tokens for admission in best.admissions] == [order.tokens for order in orders]

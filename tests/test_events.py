@@ -1,6 +1,9 @@
 import dataclasses
 import json
 import logging
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -10,12 +13,15 @@ from resilience_kit import (
     ConfigurationError,
     RateLimitTimeoutError,
     TokenBudgetExceededError,
+    agent,
     circuit_protected,
     events,
     get_all_resilience_stats,
     rate_limited,
+    reset_all,
     resilient,
     retry_on_429,
+    stats,
     subscribe,
     token_budget,
 )
@@ -384,3 +390,90 @@ def test_a_call_is_counted_once_whether_or_not_anybody_listens(listen, is_heard)
         limited(), limited()
     shown = get_all_resilience_stats()["rate_limiters"]["chat"]
     assert (shown["calls_admitted"], shown["tokens_admitted"], shown["calls_delayed"]) == (2, 6, 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that forks")
+def test_a_forked_child_subscribes_though_a_thread_of_its_parent_was_about_to():
+    script = """
+import os, signal, threading
+from resilience_kit import events
+
+holding, done = threading.Event(), threading.Event()
+
+def hold():
+    with events._lock:
+        holding.set()
+        done.wait(5)
+
+thread = threading.Thread(target=hold)
+thread.start()
+holding.wait(5)
+child = os.fork()
+if child == 0:
+    signal.alarm(5)
+    heard = []
+    stop = events.subscribe(heard.append)
+    events.emit(events.Event(name="chat"))
+    stop()
+    os._exit(7 if len(heard) == 1 else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+done.set()
+"""
+    command = [sys.executable, "-c", script]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)  # noqa: S603 - the script above
+
+    assert run.stdout == "7\n", run.stderr
+
+
+@pytest.mark.parametrize("is_heard", [True, False], ids=["heard", "unheard"])
+def test_a_call_of_unknown_usage_is_counted_for_its_agent_whether_or_not_anybody_listens(listen, is_heard):
+    if is_heard:
+        listen(lambda event: None)
+    ask = token_budget("MathAgent", model="ours")(lambda: "four")
+    ask(), ask()
+    shown = get_all_resilience_stats()["agents"]["MathAgent"]
+    assert (shown["calls"], shown["calls_of_unknown_price"], shown["usd"]) == (2, 2, 0)
+
+
+def test_calls_of_a_shared_budget_that_nobody_hears_of_are_counted_for_the_agents_that_made_them():
+    ask = token_budget(model="ours")(lambda: "four")
+    ask()
+    with agent("MathAgent"):
+        ask(), ask()
+    shown = get_all_resilience_stats()["agents"]
+    assert {name: account["calls"] for name, account in shown.items()} == {"default": 1, "MathAgent": 2}
+
+
+def test_a_call_that_nobody_hears_of_is_counted_for_the_context_that_it_was_made_in():
+    ask = token_budget("MathAgent", model="ours")(lambda: "four")
+    ask()
+    with agent("MathAgent", context="nightly-report"):
+        ask()
+    calls = {context: account["calls"] for context, account in stats.usage().by_context.items()}
+    assert calls == {"default": 1, "nightly-report": 1}
+
+
+def test_a_stream_that_nobody_hears_of_is_counted_for_the_agent_that_opened_it_wherever_it_is_read():
+    @token_budget(model="ours")
+    def stream():
+        yield from ("four", "!")
+
+    with agent("MathAgent"):
+        opened = stream()
+        next(opened)
+    list(opened)
+    assert get_all_resilience_stats()["agents"]["MathAgent"]["calls"] == 1
+
+
+def test_calls_that_nobody_hears_of_stay_counted_when_they_have_been_looked_at():
+    ask = token_budget("MathAgent", model="ours")(lambda: "four")
+    ask()
+    get_all_resilience_stats()
+    ask()
+    assert get_all_resilience_stats()["agents"]["MathAgent"]["calls"] == 2
+
+
+def test_a_reset_forgets_calls_that_nobody_heard_of():
+    token_budget("MathAgent", model="ours")(lambda: "four")()
+    reset_all()
+    assert "MathAgent" not in get_all_resilience_stats()["agents"]

@@ -1,5 +1,6 @@
 """What answers and refusals teach the ledger: each rule on its own, and all of them under any words of the server."""
 
+import itertools
 import math
 import time
 from dataclasses import asdict
@@ -471,11 +472,64 @@ def burst_refused(quota, sent=10, *, retry_after=0.5, now=0.0):
     quota.refused(ServerAdvice(retry_after=retry_after, exhausted="requests"), quota.commit(0, now), now + 0.05)
 
 
+def sent_within(quota, seconds, now):
+    """How many requests are sent in so many seconds, each as soon as it fits."""
+    end, times = now + seconds, []
+    while now < end:
+        _, now = send(quota, 0, now)
+        times.append(now)
+    return sum(at < end for at in times)
+
+
 def test_a_refused_burst_of_a_seconds_requests_shows_a_window_of_a_second():
     quota = ledger("one-second window", "ceiling")
     burst_refused(quota)
 
-    assert len(fill(quota, 0, 30.0)) == REQUESTS / 60
+    assert sent_within(quota, 1.0, 30.0) == REQUESTS / 60
+
+
+def test_the_requests_of_a_second_are_sent_apart_and_in_less_than_the_second():
+    quota = ledger("one-second window", "ceiling")
+    burst_refused(quota)
+    times = [send(quota, 0, 30.0)[1] for _ in range(10)]
+
+    assert [after - before for before, after in itertools.pairwise(times)] == pytest.approx([1 / 11] * 9)
+
+
+def test_no_more_than_a_tenth_of_a_seconds_requests_are_sent_at_once():
+    quota = ledger("one-second window", "ceiling", requests=60_000)
+    burst_refused(quota, 1_000)
+
+    assert len(fill(quota, 0, 30.0)) == 100
+
+
+def test_a_burst_whose_requests_overtook_each_other_teaches_nothing_but_the_window_of_a_second():
+    quota = ledger("one-second window", "ceiling", "margin")
+    burst = [quota.commit(0, 120.0 + index / 1_000) for index in range(16)]
+    # the fourth came after ten others, so less lay in the window when it was sent than when it came
+    for late in (burst[11], burst[3], burst[12]):
+        quota.refused(ServerAdvice(retry_after=0.9, exhausted="requests"), late, 120.1)
+
+    assert reasons(quota) == ["one-second window"]
+
+
+def widened_by_full_seconds(*times):
+    """The margins of a second that refusals at these times teach, each in a full second."""
+    quota = ledger("one-second window", "margin")
+    burst_refused(quota)
+    quota.answered(ServerAdvice(), quota.commit(0, 20.0), 20.1)
+    quota.news()
+    for now in times:
+        burst_refused(quota, now=now)
+    return [round(correction.seconds, 6) for correction in quota.news()]
+
+
+def test_full_seconds_that_are_refused_soon_after_each_other_lengthen_them_to_the_most():
+    assert widened_by_full_seconds(30.0, 50.0, 70.0) == [0.05, 0.075]
+
+
+def test_a_hiccup_now_and_then_lengthens_seconds_once():
+    assert widened_by_full_seconds(30.0, 100.0, 170.0) == [0.05]
 
 
 def test_a_window_of_a_second_is_told():
@@ -533,6 +587,7 @@ def test_what_lay_in_the_window_at_a_refusal_is_taken_for_all_that_fits():
 def test_nothing_above_a_ceiling_is_sent():
     quota = ledger("ceiling", requests=6_000)
     quota.commit(0, 0.0)
+    refused_at(quota, 30_000, now=62.0)
     refused_at(quota, 30_000)
 
     assert sum(sent.tokens for sent in fill(quota, 100, 200.0)) == 29_400
@@ -541,6 +596,7 @@ def test_nothing_above_a_ceiling_is_sent():
 def test_a_request_larger_than_a_ceiling_waits_for_an_empty_window():
     quota = ledger("ceiling")
     quota.commit(0, 0.0)
+    refused_at(quota, 30_000, now=62.0)
     refused_at(quota, 30_000)
     quota.commit(1, 200.0)
 
@@ -590,6 +646,7 @@ def test_a_ceiling_is_tried_upwards_after_so_many_requests_and_a_period():
 def test_a_ceiling_is_not_tried_upwards_before_so_many_requests_were_sent():
     quota = ledger("ceiling")
     quota.commit(0, 0.0)
+    refused_at(quota, 30_000, now=62.0)
     refused_at(quota, 30_000)
     for index in range(100):
         quota.commit(0, 125.0 + index / 5)
@@ -603,6 +660,45 @@ def test_a_ceiling_is_tried_upwards_after_so_many_periods_by_who_sends_little():
     refused_at(quota, 30_000)
 
     assert sum(sent.tokens for sent in fill(quota, 300, 120.1 + 16 * PERIOD)) == 29_400 + 300
+
+
+def test_a_spurious_refusal_at_half_the_quota_holds_nobody_up_for_much_longer_than_a_period():
+    quota = ledger("ceiling", requests=6_000)
+    quota.commit(0, 0.0)
+    refused_at(quota, 30_000)
+    quota.news()
+    for second in range(8):
+        fill(quota, 300, 120.1 + PERIOD + second)
+
+    assert quota.news()[-1].tokens == TOKENS
+
+
+def test_a_refusal_of_the_trial_confirms_the_first_one_and_puts_the_next_trial_off_for_long():
+    quota = ledger("ceiling", requests=6_000)
+    quota.commit(0, 0.0)
+    refused_at(quota, 30_000)
+    fill(quota, 300, 120.1 + PERIOD)
+    refused_at(quota, 30_000, now=300.0)
+    quota.news()
+    for window in range(2, 16):
+        fill(quota, 300, 300.0 + window * PERIOD, most=20)
+        fill(quota, 15_000, 301.0 + window * PERIOD)
+
+    assert quota.news() == []
+
+
+def test_a_refusal_soon_after_a_trial_that_went_well_is_believed_for_long():
+    quota = ledger("ceiling", requests=6_000)
+    quota.commit(0, 0.0)
+    refused_at(quota, 30_000)
+    for second in range(8):
+        fill(quota, 300, 120.1 + PERIOD + second)
+    refused_at(quota, 30_000, now=300.0)
+    quota.news()
+    for window in range(2, 16):
+        fill(quota, 15_000, 300.0 + window * PERIOD)
+
+    assert quota.news() == []
 
 
 def test_a_trial_is_told_as_a_relaxation():
@@ -811,6 +907,23 @@ def test_the_servers_word_that_nothing_more_fits_does_not_put_trials_off_for_eve
         now += 0.2
 
     assert most >= 100
+
+
+def relaxed_by_plenty_of_tokens(*rules):
+    """What an answer that leaves nearly all tokens raises, after refusals have lowered how many requests fit."""
+    quota = ledger("ceiling", *rules)
+    surprised_twice(quota)
+    quota.news()
+    quota.answered(ServerAdvice(remaining_tokens=TOKENS - 50), quota.commit(10, 151.0), 151.0)
+    return [correction.reason for correction in quota.news() if correction.relaxes]
+
+
+def test_the_servers_word_of_tokens_raises_the_ceiling_of_requests_that_were_charged_for_much():
+    assert relaxed_by_plenty_of_tokens("remaining") == ["ceiling"]
+
+
+def test_with_remaining_switched_off_the_servers_word_of_tokens_raises_nothing():
+    assert relaxed_by_plenty_of_tokens() == []
 
 
 def test_headers_that_promised_room_and_were_wrong_are_distrusted_for_a_while():

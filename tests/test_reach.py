@@ -180,6 +180,15 @@ async def test_requests_are_used_to_the_last_and_none_is_refused_after_the_first
     assert share_of_the_quota(server, REQUESTS, weight=lambda _: 1) >= share
 
 
+@pytest.mark.parametrize("longest_way", [0.03, 0.055])
+async def test_with_windows_of_a_second_calls_that_take_up_to_fifty_milliseconds_longer_are_not_refused(longest_way):
+    server = Server("fixed", request_window=1, longest_way=longest_way)
+    await saturate(server, lambda: 10)
+
+    assert refused_after_the_first_window(server) == 0
+    assert share_of_the_quota(server, REQUESTS, weight=lambda _: 1) >= 0.95
+
+
 # What the kit promises in each mode of the server, on a network that takes 5 to 30 ms.
 
 headers = pytest.mark.parametrize(("headers", "lag"), [("off", 0), ("remaining", 0), ("full", 0), ("full", 8)])
@@ -196,19 +205,18 @@ async def test_nearly_nothing_is_refused_and_all_tokens_are_used(token_window, r
     server = server_of(token_window, request_window, headers, lag)
     await saturate(server, lambda: server.random.randint(200, 3_000), agents=16, windows=3)
 
-    # the first one at a full second shows how much longer than the server's a window of a second has to be here
-    assert refused_after_the_first_window(server) <= (1 if request_window == 1 else 0)
+    assert refused_after_the_first_window(server) == 0
     assert share_of_the_quota(server, TOKENS, windows=3) >= 0.95
 
 
 # With windows of a second their margin leaves a part of each unused.
-@pytest.mark.parametrize(("request_window", "share"), [(1, 0.93), (10, 0.98)])
+@pytest.mark.parametrize(("request_window", "share"), [(1, 0.95), (10, 0.98)])
 @headers
 async def test_requests_are_used_whatever_the_headers_say(request_window, share, headers, lag):
     server = server_of("sliding", request_window, headers, lag)
     await saturate(server, lambda: 10, windows=2)
 
-    assert refused_after_the_first_window(server) <= 1
+    assert refused_after_the_first_window(server) == 0
     assert share_of_the_quota(server, REQUESTS, weight=lambda _: 1, windows=2) >= share
 
 

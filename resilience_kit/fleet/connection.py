@@ -274,6 +274,8 @@ class Connection:
         is_done = False
         try:
             connection = self._idle.pop()
+            if _is_stale(connection):
+                connection.disconnect()
         except IndexError:
             connection = self._new(redis.connection)
 
@@ -282,8 +284,6 @@ class Connection:
             connection.on_connect()
 
         try:
-            if connection.is_connected and _is_stale(connection):
-                connection.disconnect()
             connection.redis_connect_func = log_in
             connection.connect()
             _limit(connection, until)

@@ -240,7 +240,10 @@ class FleetLedger:
 
     def freed(self) -> None:
         """Note that a call of this process has ended."""
-        if self._others_want_slots:
+        if self._wants_slot:
+            # to ask again is to give this one to whoever has waited for longer
+            self._ask_at = -math.inf
+        elif self._others_want_slots:
             self._tidy_soon()
 
     def nobody_waits(self) -> None:

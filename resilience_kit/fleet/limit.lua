@@ -220,15 +220,20 @@ if most_slots > 0 then
             end
             all_slots = max(0, all_slots - freed)
             waiting = call('ZCARD', WAITING)
-            -- those who have waited for longer come first
-            if slots_wanted > held then
-                local ahead = waiting > 0 and call('ZRANK', WAITING, process) or waiting
-                slots = held + max(0, min(slots_wanted - held, most_slots - all_slots - ahead))
+            -- Those who have waited for longer come first: what this process has to spare is theirs.
+            local ahead, kept = waiting > 0 and call('ZRANK', WAITING, process) or waiting, held
+            if ahead > 0 then
+                kept = min(held, slots_needed - min(1, requests))
+            end
+            if slots_wanted > kept then
+                slots = kept + max(0, min(slots_wanted - kept, most_slots - all_slots + held - kept - ahead))
             end
         end
         has_slot = slots >= slots_needed
+        local new_waiters = 0
         if not has_slot then
-            waiting = waiting + call('ZADD', WAITING, 'NX', now, process)
+            new_waiters = call('ZADD', WAITING, 'NX', now, process)
+            waiting = waiting + new_waiters
             call('PEXPIRE', WAITING, ceil(slot_lease / 500))
         elseif waiting > 0 then
             waiting = waiting - call('ZREM', WAITING, process)
@@ -245,7 +250,8 @@ if most_slots > 0 then
         if is_due then
             call('PEXPIRE', SLOTS, ceil(slot_lease / 500))
         end
-        if freed > 0 and waiting > 0 then
+        -- those who wait hear that one is free, and those who have one to spare that somebody waits
+        if (freed > 0 and waiting > 0) or new_waiters > 0 then
             redis.call('PUBLISH', ARGV[2], ARGV[3])
         end
     end

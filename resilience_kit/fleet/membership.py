@@ -201,10 +201,10 @@ class Member:
         """What the store answers; None if it is lost, or what it has is of no use."""
         try:
             return function(*arguments)
-        except StoreUnavailableError as error:
-            self.lost(error)
         except StoreContentError as error:
             self._warn_once(str(error))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the thread must live to find the store again
+            self.lost(error)
         return None
 
     def _call(self, function: Callable[..., object], *arguments: Any) -> bool:
@@ -243,10 +243,10 @@ class Member:
                     self._hear_all(ear)
                 finally:
                     ear.disconnect()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the thread must live to listen again
                 # the worker finds out whether it is the store that is gone, or this one connection
                 if self.connection.failure(error) is None and not self._end.is_set():
-                    raise
+                    self._warn_once(f"listening to the channel {self.channel!r} failed with {type(error).__name__}")
             self._end.wait(self._beat * random.uniform(1 - _JITTER, 1))  # noqa: S311 - no secret
 
     def _hear_all(self, ear: Any) -> None:

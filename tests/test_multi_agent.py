@@ -432,12 +432,12 @@ async def test_processes_share_the_questions_and_what_they_did_is_added_up(servi
     assert (run.requests, run.tokens) == (seen.requests, seen.prompt_tokens + seen.completion_tokens)
 
 
-async def test_processes_with_a_store_hold_their_slots_in_it(service):
+async def test_processes_with_a_store_take_from_one_quota_in_it(service):
     with shared_store() as store:
-        await run_processes(service, QUESTIONS[:4], 2, protected=True, store=store)
+        run = await run_processes(service, QUESTIONS[:4], 2, protected=True, store=store)
         with redis.Redis.from_url(store) as client:
-            held = client.hkeys(f"resilience:{{limit:{QUOTA}}}:slots")
-    assert len([process for process in held if process != b"all"]) == 2
+            assert client.exists(f"resilience:{{limit:{QUOTA}}}:quota")
+    assert run.lost == []
 
 
 async def test_an_answer_that_another_process_lost_has_its_error_and_not_what_was_sent():

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from importlib.resources import files
-from importlib.util import find_spec
 from typing import Any
 
 from resilience_kit.errors import ConfigurationError, StoreContentError, StoreUnavailableError
@@ -104,8 +103,13 @@ class Connection:
     """
 
     def __init__(self, url: str, *, prefix: str = "resilience", deadline: float = 0.25) -> None:
-        if find_spec("redis") is None:
-            raise ConfigurationError("a store needs redis-py: pip install 'resilience-kit[fleet]'")
+        try:
+            # All of it, and before there is a thread of ours: two threads that import parts of redis-py 8.1 at once may
+            # each wait for the other's part.
+            import_module("redis.asyncio.connection")
+            import_module("redis.connection")
+        except ImportError as error:
+            raise ConfigurationError("a store needs redis-py: pip install 'resilience-kit[fleet]'") from error
         self.prefix = prefix
         self.deadline = deadline
         self._url = checked_store_url(url)
@@ -114,7 +118,6 @@ class Connection:
         self._is_closed = False
         self._idle: list[_AnyConnection] = []
         self._by_loop: dict[asyncio.AbstractEventLoop, _LoopConnections] = {}
-        self._is_imported = False
 
     def __repr__(self) -> str:
         return f"<Connection to {self.place!r} prefix={self.prefix!r} deadline={self.deadline}>"
@@ -208,10 +211,6 @@ class Connection:
                 loop.call_soon_threadsafe(connections.close_soon)
 
     async def _enter_loop(self) -> _LoopConnections:
-        if not self._is_imported:
-            # 0.1 s, and more where another thread is at it
-            await asyncio.to_thread(import_module, "redis.asyncio")
-            self._is_imported = True
         loop = asyncio.get_running_loop()
         connections = self._by_loop.get(loop)
         if connections is None:

@@ -10,7 +10,7 @@ class CircuitOpenError(ResilienceError, pybreaker.CircuitBreakerError):
 
     Attributes:
         name: The circuit's name.
-        retry_after: Seconds until the circuit lets a trial through; 0 while trials are under way.
+        retry_after: Seconds until the circuit lets a trial through; while trials are under way 0, in a fleet 0.05.
     """
 
     def __init__(self, message: str, *, name: str, retry_after: float) -> None:

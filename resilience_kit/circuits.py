@@ -7,7 +7,7 @@ failure and an excluded error for a success, and lets any number of trials throu
 
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pybreaker
 
@@ -15,6 +15,12 @@ from resilience_kit.errors import CircuitOpenError
 from resilience_kit.events import CircuitClosed, CircuitHalfOpened, CircuitOpened, CircuitRefused, Event, emit
 from resilience_kit.registry import Registry, Value, effective
 from resilience_kit.waiting import now
+
+if TYPE_CHECKING:
+    from resilience_kit.fleet.fleet_circuits import CircuitNews, SharedCircuit
+
+# A call that finds no permit for a trial may come again after so long: the store has answered by then, if it is well.
+_SECONDS_TO_PERMIT = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +76,20 @@ class Circuit(pybreaker.CircuitBreakerListener):
             name=name,
         )
         # Reentrant: a stream that the garbage collector drops leaves wherever its thread happens to be.
-        self._lock = threading.RLock()
+        self.lock = self._lock = threading.RLock()
         self._state_number = 0
         # The same while the circuit is closed, else None.
         self._closed_number: int | None = 0
         self._trials = 0
-        self._opened_at = 0.0
+        self._open_until = 0.0
         self._last_error = ""
         self._closing_reason = "recovered"
         self._events: list[Event] = []
+        # While it moves as another process did.
+        self._news: CircuitNews | None = None
+        # first None: the fleet may tell of it while this process is being told of the fleet
+        self._shared: SharedCircuit | None = None
+        self._shared = _shared(self, values)
 
     def statistics(self) -> CircuitStatistics:
         """Where the circuit stands now."""
@@ -107,23 +118,24 @@ class Circuit(pybreaker.CircuitBreakerListener):
         try:
             with self._lock:
                 if self._breaker.current_state == pybreaker.STATE_OPEN:
-                    seconds = self._opened_at + self._recovery_timeout - now()
+                    seconds = self._open_until - now()
                     if seconds > 0:
                         raise self._refusal(f"is open for another {seconds:.1f} s", seconds)
+                    self._check_trials()
                     self._breaker.half_open()
                 is_trial = self._breaker.current_state == pybreaker.STATE_HALF_OPEN
-                if is_trial and self._trials >= self._half_open_max_calls:
-                    raise self._refusal("is half-open, and all its trials are under way", 0.0)
+                if is_trial:
+                    self._check_trials()
                 admission.state_number = self._state_number
                 admission.is_trial, admission.is_over = is_trial, False
                 self._trials += is_trial
                 is_admitted = True
-            self._tell()
+            self.tell()
         except BaseException:
             # a refusal, or an interrupt that comes while a listener hears of the trial
             if is_admitted:
                 self.settle(admission)
-            self._tell()
+            self.tell()
             raise
 
     def readmit(self, admission: Admission) -> None:
@@ -146,38 +158,84 @@ class Circuit(pybreaker.CircuitBreakerListener):
             if admission.state_number == self._state_number:
                 if admission.is_trial:
                     self._trials -= 1
+                    if self._shared is not None:
+                        self._shared.note_trial_end(success=success)
                 if failure is not None:
                     self._count_failure(failure, is_trial=admission.is_trial)
                 elif success:
                     self._count_success(is_trial=admission.is_trial)
-        self._tell()
+        self.tell()
 
     def reset(self) -> None:
         """Close the circuit and forget its failures."""
         with self._lock:
-            self._closing_reason = "reset"
-            if self._breaker.current_state == pybreaker.STATE_CLOSED:
-                self._storage.reset_counter()
+            self._close("reset")
+            if self._shared is not None:
+                # also where it is closed here: it may be open elsewhere
+                self._shared.note_move("reset")
+        self.tell()
+
+    @property
+    def trials_in_flight(self) -> int:
+        """How many trials are under way."""
+        return self._trials
+
+    @property
+    def seconds_open(self) -> float | None:
+        """Seconds until it lets trials through, 0 or less if it does; None while it is closed."""
+        state = self._breaker.current_state
+        if state == pybreaker.STATE_CLOSED:
+            return None
+        return self._open_until - now() if state == pybreaker.STATE_OPEN else 0.0
+
+    def follow(self, news: "CircuitNews") -> None:
+        """Move as another process did; `tell` is to be called after it, without the lock."""
+        with self._lock:
+            self._news = news
+            if news.seconds is None:
+                self._close(news.reason)
+            elif self._breaker.current_state == pybreaker.STATE_OPEN:
+                self._open_until = now() + news.seconds
             else:
-                self._breaker.close()
-            self._closing_reason = "recovered"
-        self._tell()
+                self._breaker.open()
+            self._news = None
 
     def state_change(self, cb: pybreaker.CircuitBreaker, old_state: Any, new_state: Any) -> None:
         """Take note of a move; pybreaker calls it, under the lock."""
         self._state_number += 1
         self._closed_number = self._state_number if new_state.name == pybreaker.STATE_CLOSED else None
         self._trials = 0
-        if new_state.name == pybreaker.STATE_OPEN:
-            self._opened_at = now()
-            opened = CircuitOpened(
-                name=self.name, failures=cb.fail_counter, error=self._last_error, seconds=self._recovery_timeout
-            )
-            self._events.append(opened)
-        elif new_state.name == pybreaker.STATE_HALF_OPEN:
+        news = self._news
+        if new_state.name == pybreaker.STATE_HALF_OPEN:
             self._events.append(CircuitHalfOpened(name=self.name))
-        else:
+        elif new_state.name == pybreaker.STATE_CLOSED:
             self._events.append(CircuitClosed(name=self.name, reason=self._closing_reason))
+            if self._shared is not None and news is None:
+                self._shared.note_move(self._closing_reason)
+        else:
+            seconds, failures, error = self._recovery_timeout, cb.fail_counter, self._last_error
+            if news is not None and news.seconds is not None:
+                seconds, failures, error = news.seconds, news.failures, news.reason
+            self._open_until = now() + seconds
+            self._events.append(CircuitOpened(name=self.name, failures=failures, error=error, seconds=seconds))
+            if self._shared is not None and news is None:
+                self._shared.note_move("open", failures=failures, error=error)
+
+    def _close(self, reason: str) -> None:
+        self._closing_reason = reason
+        if self._breaker.current_state == pybreaker.STATE_CLOSED:
+            self._storage.reset_counter()
+        else:
+            self._breaker.close()
+        self._closing_reason = "recovered"
+
+    def _check_trials(self) -> None:
+        if self._shared is None:
+            allowed, seconds = self._half_open_max_calls, 0.0
+        else:
+            allowed, seconds = self._shared.trials_allowed(), _SECONDS_TO_PERMIT
+        if self._trials >= allowed:
+            raise self._refusal("is half-open, and all its trials are under way", seconds)
 
     def _count_failure(self, failure: BaseException, *, is_trial: bool) -> None:
         self._last_error = type(failure).__name__
@@ -195,6 +253,8 @@ class Circuit(pybreaker.CircuitBreakerListener):
 
     def _refusal(self, state: str, seconds: float) -> CircuitOpenError:
         self._events.append(CircuitRefused(name=self.name, seconds=seconds))
+        if self._shared is not None:
+            self._shared.note_refusal()
         return CircuitOpenError(
             f"circuit {self.name!r} {state}: nothing was sent. Try later, give the function a fallback, or call "
             f"reset_circuit_breakers({self.name!r})",
@@ -202,13 +262,37 @@ class Circuit(pybreaker.CircuitBreakerListener):
             retry_after=seconds,
         )
 
-    def _tell(self) -> None:
-        # Outside of the lock: a listener may take its time, or wait for a thread that asks for the state.
+    def tell(self) -> None:
+        """Tell listeners, and the fleet, what happened; called without the lock."""
+        # A listener may take its time, or wait for a thread that asks for the state.
         while self._events:
             with self._lock:
                 events, self._events = self._events, []
             for event in events:
                 emit(event)
+        if self._shared is not None:
+            self._shared.hurry()
+
+
+def _shared(circuit: Circuit, values: dict[str, Any]) -> "SharedCircuit | None":
+    """The fleet's side of a circuit, where there is a fleet."""
+    from resilience_kit.settings import current_settings
+
+    # what a process without a store does not need, it does not load
+    if current_settings().resilience_store is None:
+        return None
+    from resilience_kit.fleet.fleet_circuits import SharedCircuit
+    from resilience_kit.fleet.fleets import current_fleet
+
+    fleet = current_fleet()
+    if fleet is None:
+        return None
+    return SharedCircuit(
+        circuit,
+        fleet,
+        max_trials=values["half_open_max_calls"],
+        success_threshold=values["success_threshold"],
+    )
 
 
 def effective_parameters(configuration: CircuitConfiguration) -> dict[str, Value]:

@@ -95,7 +95,7 @@ class RetriesExhausted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CircuitOpened(Event):
-    """A circuit opened after `failures` failures in a row, or because a trial failed."""
+    """A circuit opened after `failures` failures in a row, or because a trial failed; `error` says if elsewhere."""
 
     failures: int
     error: str
@@ -109,7 +109,7 @@ class CircuitHalfOpened(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CircuitClosed(Event):
-    """A circuit closed: `reason` is "recovered" or "reset"."""
+    """A circuit closed: `reason` is "recovered" or "reset", with "in another process" after it where it was there."""
 
     reason: str
 

@@ -190,10 +190,27 @@ class WindowLedger:
             return 0.0
         return max(0.0, at - now)
 
-    def seconds_until_fits_into(self, requests: int, most_tokens: int, tokens: int, now: float) -> float:
-        """Seconds until one request fits into windows of so many requests and tokens, a part of the quota."""
+    def seconds_until_fits_into(
+        self, requests: int, short_requests: int, most_tokens: int, tokens: int, now: float
+    ) -> float:
+        """Seconds until one request fits into windows of so many requests and tokens, a part of the quota.
+
+        Args:
+            requests: Most requests in a period.
+            short_requests: Most requests in a sixth of it.
+            most_tokens: Most tokens in a period.
+            tokens: The request's.
+            now: The time.
+        """
         self._forget_old(now)
-        return max(0.0, max(self._requests_fit_at(requests), self._tokens_fit_at(tokens, most_tokens)) - now)
+        if requests <= 0 or short_requests <= 0:
+            return math.inf
+        at = max(
+            self._leaves_room_at(requests, 1),
+            self._leaves_room_at(short_requests, SHORT_WINDOWS),
+            self._tokens_fit_at(tokens, most_tokens),
+        )
+        return max(0.0, at - now)
 
     def commit(self, tokens: int, now: float) -> Sent:
         """Count a request that is sent now."""

@@ -303,12 +303,14 @@ def token_budget(
     text where the result is text; a failed or cancelled call gives it back.
 
     Args:
-        agent: Functions with the same agent share one budget, over all threads and event loops.
+        agent: Functions with the same agent share one budget, over all threads and event loops, and over all processes
+            that have the same RESILIENCE_STORE, each of which keeps to its own bounds for what all use.
         max_tokens: The longest prompt in tokens. Default: the agent's own variable, as MATH_AGENT_MAX_TOKENS for
             "MathAgent" or "math_agent", else no bound.
         budget_tokens: Most tokens, of prompts and answers, in a period. Default: no bound.
         budget_usd: Most US dollars in a period (extra `cost`, or prices of your own). Default: no bound.
-        per: The period: "minute", "hour", "day", a number of seconds, or None for the life of the process.
+        per: The period: "minute", "hour", "day", a number of seconds, or None for the life of the process; in a store,
+            the budget then holds until `reset_all()`, or until nobody has used it for 30 days.
         model: The model whose vocabulary counts, and whose price where the answer does not name a model of its own, or
             none whose price is known. Prices are those of `pricing.set_prices`, else of genai-prices.
         on_exceed: "raise"; "truncate" cuts a prompt above `max_tokens`, the oldest messages first, and raises where
@@ -318,7 +320,8 @@ def token_budget(
             stays the one that is named here. Default: where no agent is named here.
 
     Raises:
-        ConfigurationError: An argument cannot work, or the agent has another budget elsewhere.
+        ConfigurationError: An argument cannot work, or the agent has another budget elsewhere; from a call: it has
+            another period in another process.
         TokenBudgetExceededError: From a call: it was not sent.
 
     Example:

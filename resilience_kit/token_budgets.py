@@ -57,6 +57,10 @@ class Reservation:
     period: int
 
 
+# What is asked for, the limit, what is left and the unit, where an amount breaks a bound.
+Excess = tuple[float, float, float, str]
+
+
 class Budget:
     """The one budget of an agent. A period starts with its first call, and turns when it is over."""
 
@@ -124,11 +128,7 @@ class Budget:
                         self._start_period(now())
                     self._reserved += amount
                     return Reservation(amount, self._period)
-            requested, limit, remaining, unit = excess
-            if not may_wait or seconds is None or requested > limit:
-                raise self._refusal(requested, limit, remaining, unit, seconds)
-            emit(BudgetWaiting(name=self.agent, seconds=seconds, requested=requested, unit=unit))
-            await waiting.sleep(seconds)
+            await waiting.sleep(self._wait_of(excess, seconds, may_wait=may_wait))
 
     def settle(self, reservation: Reservation, used: Amount) -> None:
         """Put what was used in place of what was held; a call of an earlier period is settled with that one."""
@@ -164,8 +164,16 @@ class Budget:
             self._used = self._reserved = NOTHING
         self._period_start = start
 
-    def _excess(self, amount: Amount) -> tuple[float, float, float, str] | None:
-        """What is asked for, the limit, what is left and the unit, for the first bound that the amount breaks."""
+    def _wait_of(self, excess: Excess, seconds: float | None, *, may_wait: bool) -> float:
+        """Say of a call that does not fit that it waits, and how long; raises if it may not, or in vain."""
+        requested, limit, remaining, unit = excess
+        if not may_wait or seconds is None or requested > limit:
+            raise self._refusal(requested, limit, remaining, unit, seconds)
+        emit(BudgetWaiting(name=self.agent, seconds=seconds, requested=requested, unit=unit))
+        return seconds
+
+    def _excess(self, amount: Amount) -> Excess | None:
+        """The first bound that the amount breaks."""
         taken = self._used + self._reserved
         if self._limit_tokens is not None and taken.tokens + amount.tokens > self._limit_tokens:
             return amount.tokens, self._limit_tokens, max(0, self._limit_tokens - taken.tokens), "tokens"
@@ -232,6 +240,21 @@ def effective_parameters(configuration: BudgetConfiguration) -> dict[str, Value]
     }
 
 
+def _built(agent: str, configuration: BudgetConfiguration) -> Budget:
+    """The budget of an agent: the fleet's where it has a bound and a store is set, else the process's own."""
+    if configuration.budget_tokens is not None or configuration.budget_usd is not None:
+        from resilience_kit.settings import current_settings
+
+        if current_settings().resilience_store is not None:
+            from resilience_kit.fleet.fleet_budgets import FleetBudget
+            from resilience_kit.fleet.fleets import current_fleet
+
+            fleet = current_fleet()
+            if fleet is not None:
+                return FleetBudget(agent, configuration, fleet)
+    return Budget(agent, configuration)
+
+
 token_budgets: Registry[BudgetConfiguration, Budget] = Registry(
-    "token budget", "token_budgets", Budget, effective_parameters
+    "token budget", "token_budgets", _built, effective_parameters
 )

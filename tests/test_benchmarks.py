@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks import fleet, fleet_simulation
 from benchmarks.agents import mixed_orders, order
 from benchmarks.oracle import QuotaChange, best_possible
 from resilience_kit.testing.server_windows import ServerQuota
@@ -57,6 +58,23 @@ def test_the_best_knows_what_changes():
 def test_an_order_knows_what_the_server_charges():
     assert order(random.Random(1), words=500, max_tokens=40).tokens == 540
     assert order(random.Random(1), words=500, max_tokens=None, absent=16).tokens == 516
+
+
+def test_a_fleet_of_real_processes_loses_no_answer(capsys):
+    fleet.main(["--quick"])
+
+    printed = capsys.readouterr().out
+    (row,) = [line for line in printed.splitlines() if line.startswith("| one quota in a store")]
+    assert row.split("|")[5].strip() == "0"
+    assert "LimitStore.reserve" in printed
+
+
+def test_a_fleet_in_virtual_time_is_refused_nothing(capsys):
+    fleet_simulation.main(["--quick"])
+
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 4
+    assert all(row.split("|")[3].strip() == "0, 0" for row in rows)
 
 
 def one_of_two_fifths_among_small_ones():

@@ -6,14 +6,13 @@ rate of a round trip, and repeat what may have been done; a script that is run t
 
 import asyncio
 import hashlib
-import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import import_module
 from importlib.resources import files
-from importlib.util import find_spec
 from typing import Any
 
 from resilience_kit.errors import ConfigurationError, StoreContentError, StoreUnavailableError
@@ -30,9 +29,6 @@ _MOST_CONNECTIONS = 32
 _CONTENT = "RESILIENCE_CONTENT "
 # What the server says when a command meets a value of another type, or a script fails on what it has read.
 _SIGNS_OF_GARBAGE = ("WRONGTYPE ", "ERR user_script:", "user_script:", "ERR Error running script")
-
-_importing = threading.Lock()
-_imported: set[str] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +103,13 @@ class Connection:
     """
 
     def __init__(self, url: str, *, prefix: str = "resilience", deadline: float = 0.25) -> None:
-        if find_spec("redis") is None:
-            raise ConfigurationError("a store needs redis-py: pip install 'resilience-kit[fleet]'")
+        try:
+            # All of it, and before there is a thread of ours: two threads that import parts of redis-py 8.1 at once may
+            # each wait for the other's part.
+            import_module("redis.asyncio.connection")
+            import_module("redis.connection")
+        except ImportError as error:
+            raise ConfigurationError("a store needs redis-py: pip install 'resilience-kit[fleet]'") from error
         self.prefix = prefix
         self.deadline = deadline
         self._url = checked_store_url(url)
@@ -117,7 +118,6 @@ class Connection:
         self._is_closed = False
         self._idle: list[_AnyConnection] = []
         self._by_loop: dict[asyncio.AbstractEventLoop, _LoopConnections] = {}
-        self._is_imported = False
 
     def __repr__(self) -> str:
         return f"<Connection to {self.place!r} prefix={self.prefix!r} deadline={self.deadline}>"
@@ -171,7 +171,6 @@ class Connection:
 
     def listener(self) -> Any:
         """A new connection, not yet open, for a thread that listens to channels."""
-        _import_redis()
         import redis.connection
 
         return self._new(redis.connection)
@@ -212,10 +211,6 @@ class Connection:
                 loop.call_soon_threadsafe(connections.close_soon)
 
     async def _enter_loop(self) -> _LoopConnections:
-        if not self._is_imported:
-            # 0.1 s, and more where another thread is at it
-            await asyncio.to_thread(_import_redis)
-            self._is_imported = True
         loop = asyncio.get_running_loop()
         connections = self._by_loop.get(loop)
         if connections is None:
@@ -271,7 +266,6 @@ class Connection:
         raise failure
 
     def _ask_blocking(self, command: Sequence[Argument], if_unknown: Sequence[Argument]) -> Any:
-        _import_redis()
         import redis.connection
         from redis.exceptions import NoScriptError
 
@@ -314,16 +308,6 @@ class Connection:
         options = {"connection_class": module.Connection, **module.parse_url(self._url)}
         options |= {"protocol": 2, "socket_connect_timeout": self.deadline, "socket_timeout": self.deadline, **changes}
         return options.pop("connection_class")(**options)
-
-
-def _import_redis() -> None:
-    # redis-py 8.1 and its asyncio half import each other: two threads at it at once get half of a module, or an error
-    if "redis.connection" not in _imported:
-        with _importing:
-            import redis.asyncio.connection
-            import redis.connection
-
-            _imported.add(redis.connection.__name__)
 
 
 def _packed(*parts: Argument) -> bytes:

@@ -147,17 +147,21 @@ class FleetLedger:
         """Seconds until one request of so many tokens may fit into every window; None where the store has to say."""
         if self._member.is_lost and self._on_failure == "refuse":
             return math.inf
-        due = self._own.seconds_until_fits(tokens, now)
-        if due > 0:
-            return due
+        own = self._own
+        due = own.seconds_until_fits(tokens, now)
         share = self._share_at(now)
         if self._in_flight() >= self._slots_at(now):
             return None
         if share is not None:
-            return share.seconds_until_fits(self._own, tokens, now)
+            return max(due, share.seconds_until_fits(own, tokens, now))
         lease = self._leases.current
         if lease is not None and lease.covers(tokens, now):
-            return max(0.0, lease.starts_at - now)
+            return max(due, lease.starts_at - now)
+        # What this process has sent itself lies in the fleet's windows too: a place among all is taken before that has
+        # left them. A pause that the server asked for is waited out first.
+        short_requests = max(1, own.requests // SHORT_WINDOWS)
+        if due > own.seconds_until_fits_into(own.requests, short_requests, own.tokens, tokens, now):
+            return due
         return None
 
     def commit(self, tokens: int, now: float) -> Sent:
@@ -311,10 +315,13 @@ class FleetLedger:
             self._wants_slot = grant.outcome is Outcome.NO_SLOT
         self._others_want_slots = grant.waiting > self._wants_slot
         is_granted = grant.outcome is Outcome.GRANTED and grant.requests > 0
-        self._used = grant.requests_then, grant.tokens_then
         if self._is_another_life(grant.epoch):
             self._shares_until = asked_at + max(grant.shares_left, self._rejoining)
-        elif grant.outcome is Outcome.SHARES:
+            # by what was known of the others before
+            self._share_at(current)
+            return
+        self._used = grant.requests_then, grant.tokens_then
+        if grant.outcome is Outcome.SHARES:
             self._shares_until = asked_at + grant.shares_left
         elif is_granted:
             has_all = grant.requests == wish.requests + wish.extra_requests

@@ -12,6 +12,7 @@ import secrets
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -27,6 +28,8 @@ _BEAT = 1.0
 _LEASE = 5.0
 # The others' beats must not fall together, least of all when a store is back.
 _JITTER = 0.2
+# Of so many beats the one counts that saw most: a store that was started anew knows those alone that are back.
+_COUNTS = 5
 # Where nothing was heard for so long, the listener asks whether the store is there; it ends without an answer.
 _SILENCE = 10.0
 _POLL = 1.0
@@ -48,13 +51,14 @@ class Member:
 
     Attributes:
         id: 16 hexadecimal digits, of this process alone.
-        live: How many processes there were when the store last said so, this one included.
+        live: How many processes there were lately by the store's word, this one included.
         was_cut_off: Whether the listener has lost its connection before: the store may have been started anew since.
     """
 
     def __init__(self, connection: Connection, *, beat: float = _BEAT, lease: float = _LEASE) -> None:
         self.id = secrets.token_hex(8)
         self.live = 1
+        self._counts: deque[int] = deque(maxlen=_COUNTS)
         self.was_cut_off = False
         self.connection = connection
         self.channel = f"{connection.prefix}:news"
@@ -102,7 +106,7 @@ class Member:
         self.tell(self.channel, json.dumps({**values, "kind": kind, "name": name, "from": self.id}))
 
     def soon(self, function: Callable[[], object]) -> None:
-        """Have the worker call a function, which may wait for the store; after close() it is dropped."""
+        """Have the worker call a function soon, also while the store is lost; after close() it is dropped."""
         if not self._end.is_set():
             self._unsent.put(function)
 
@@ -186,7 +190,8 @@ class Member:
         live = self._ask(self.connection.run_blocking, packaged_script("heartbeat"), [self._members], [self.id, lease])
         if not isinstance(live, int):
             return
-        self.live = max(1, live)
+        self._counts.append(live)
+        self.live = max(1, *self._counts)
         lost_at = self._lost_at
         if lost_at is not None:
             if not all(self._call(function) for function in [*self._at_rejoin]):

@@ -21,10 +21,11 @@ from resilience_kit.settings import current_settings
 
 
 def say(what, *values):
-    print(json.dumps([what, time.monotonic(), *values]), flush=True)
+    sys.stdout.write(json.dumps([what, time.monotonic(), *values]) + "\n")
+    sys.stdout.flush()
 
 
-def join(url, prefix, on_store_failure="local", beat=0.1, lease=1.0, deadline=2.0):
+def join(*, url, prefix, on_store_failure="local", beat=0.1, lease=1.0, deadline=2.0):
     """Join the fleet as the settings say, with faster signs of life."""
     configure(store=url, on_store_failure=on_store_failure)
     settings = current_settings()

@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import fleet, fleet_simulation
-from benchmarks.agents import mixed_orders, order
+from benchmarks.agents import Limits, mixed_orders, order
 from benchmarks.oracle import QuotaChange, best_possible
+from resilience_kit import configure
+from resilience_kit.testing import isolated
 from resilience_kit.testing.server_windows import ServerQuota
 
 PERIOD, TOKENS = 60.0, 150_000
@@ -93,3 +95,12 @@ def test_the_best_in_turn_lets_no_order_pass_another():
     best = best_possible(quota(), iter(orders), period=PERIOD, in_turn=True)
 
     assert [admission.tokens for admission in best.admissions] == [order.tokens for order in orders]
+
+
+def test_many_processes_use_all_of_a_quota_and_none_gets_much_more_than_another():
+    with fleet.store() as url, isolated():
+        configure(store=url)
+        for processes, most in ((16, 2), (64, 4)):
+            outcome = fleet_simulation.Simulation(url, processes, Limits(), periods=3).run()
+            assert outcome.tokens > 0.95 * 3 * TOKENS
+            assert max(outcome.admitted) < most * min(outcome.admitted)

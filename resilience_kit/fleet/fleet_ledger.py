@@ -119,6 +119,7 @@ class FleetLedger:
         self._is_tidied_soon = False
         self._member.on_beat(self._tidy)
         self._member.on_rejoin(self._rejoin)
+        self._member.on_leave(self._give_all_back)
         self._member.on_listening(self._hear_again)
         self._member.on_news("slot", self._hear_of_slots)
         self._member.on_news("refused", self._hear_of_refusal)
@@ -422,6 +423,16 @@ class FleetLedger:
         """Be back, as all others: before the store grants anything it has to know what was sent meanwhile."""
         self._slots = 0
         self._tell_store(begin_shares=self._rejoining)
+
+    def _give_all_back(self) -> None:
+        """Keep nothing that others could use: this process ends."""
+        with self._lock:
+            self._leases.leave(now())
+            if not self._slots and not self._leases.unused:
+                return
+            self._slots = in_flight = self._in_flight()
+            wish = self._wish(self._limits(0, now()), in_flight, in_flight)
+        self._store.reserve_blocking(wish)
 
     def _tell_store(self, *, begin_shares: float = 0.0) -> None:
         asked_at = now()

@@ -27,6 +27,7 @@ from benchmarks.fleet import circumstances, store
 from resilience_kit import configure
 from resilience_kit.fleet.connection import Argument, Connection, Script
 from resilience_kit.fleet.fleets import Fleet
+from resilience_kit.fleet.membership import Member
 from resilience_kit.layers import Call, Parameters
 from resilience_kit.rate_limits import RateLimit, RateLimitConfiguration
 from resilience_kit.registry import mode
@@ -39,8 +40,6 @@ from resilience_kit.waiting import TaskWaiting, Waiting
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
-
-    from resilience_kit.fleet.membership import Member
 
 # Seconds that a message takes to the store or back, and a request to the model's server: no two take the same, so
 # that they do not arrive as far apart as they were sent.
@@ -107,56 +106,38 @@ class _SimulatedConnection(Connection):
         self._loop.call_later(self._chance.uniform(*_WAY_TO_STORE), function)
 
 
-class _SimulatedMember:
-    """A process among the others, as far as a limit knows it, in one loop with them where the real one has threads."""
+class _SimulatedMember(Member):
+    """A process among the others, as far as a limit knows it: in one loop with them, where the real one has threads."""
 
     def __init__(self, number: int, connection: _SimulatedConnection, everyone: "list[_SimulatedMember]") -> None:
+        super().__init__(connection)
         self.id = f"{number:016x}"
-        self.live = 1
-        self.channel = "simulated"
-        self.is_lost = False
-        self._connection = connection
+        self._store = connection
         self._everyone = everyone
-        self._at_news: dict[str, Callable[[Any], object]] = {}
-        self._at_beat: list[Callable[[], object]] = []
         everyone.append(self)
 
     def start(self) -> None:
-        """Do nothing: `beat` is called from outside."""
-
-    def close(self) -> None:
-        """Do nothing: there is no thread."""
-
-    def on_beat(self, function: Callable[[], object]) -> None:
-        self._at_beat.append(function)
-
-    def on_rejoin(self, function: Callable[[], object]) -> None:
-        """Forget it: the store is never lost."""
-
-    def on_listening(self, function: Callable[[], object]) -> None:
-        """Forget it: nothing is missed."""
-
-    def on_news(self, kind: str, function: Callable[[Any], object]) -> None:
-        self._at_news[kind] = function
+        """Begin no thread: `beat` is called from outside."""
 
     def soon(self, function: Callable[[], object]) -> None:
-        self._connection.later(function)
+        self._store.later(function)
 
     def tell_news(self, kind: str, name: str, **values: Any) -> None:
-        self._connection.commands += 1
+        self._store.commands += 1
         for other in self._everyone:
-            if other is not self and kind in other._at_news:  # noqa: SLF001 - its own class
-                self._connection.later(partial(other._at_news[kind], {**values, "name": name}))  # noqa: SLF001 - its own class
+            if other is not self:
+                for function in other._at_news.get(kind, ()):  # noqa: SLF001 - its own class
+                    self._store.later(partial(function, {**values, "name": name}))
 
     def beat(self) -> None:
         """Do what the worker does each second; the sign of life itself is counted and not sent."""
         self.live = len(self._everyone)
-        self._connection.commands += 1
+        self._store.commands += 1
         for function in self._at_beat:
             function()
 
 
-class _Simulation:
+class Simulation:
     """One quota and its processes, each with callers that ask as soon as they are answered."""
 
     def __init__(self, url: str, processes: int, quota: Limits, periods: float, seed: int = 1) -> None:
@@ -209,7 +190,7 @@ class _Simulation:
     def _joined(self, name: str, member: _SimulatedMember) -> RateLimit:
         """A process's limit."""
         settings = current_settings()
-        fleet = Fleet(self._connection, cast("Member", member))
+        fleet = Fleet(self._connection, member)
         key = (cast("SecretStr", settings.resilience_store), settings.resilience_store_prefix)
         mode.fleets[(*key, settings.resilience_store_deadline_seconds)] = fleet
         slots = self._processes * _CALLERS
@@ -283,7 +264,7 @@ def main(arguments: Sequence[str] = ()) -> None:
         configure(store=url)
         for quota, periods, fleets in _QUICK_RUNS if quick else _RUNS:
             for processes in fleets:
-                outcome = _Simulation(url, processes, quota, periods).run()
+                outcome = Simulation(url, processes, quota, periods).run()
                 print(line(processes, quota, periods, outcome), f"{outcome.took:.0f} s", flush=True)
                 gc.collect()
         print(f"\n{circumstances(url)}")

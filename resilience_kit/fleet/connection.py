@@ -106,8 +106,8 @@ class Connection:
         try:
             # All of it, and before there is a thread of ours: two threads that import parts of redis-py 8.1 at once may
             # each wait for the other's part.
-            import_module("redis.asyncio.connection")
-            import_module("redis.connection")
+            for module in ("redis", "redis.connection", "redis.asyncio.connection"):
+                import_module(module)
         except ImportError as error:
             raise ConfigurationError("a store needs redis-py: pip install 'resilience-kit[fleet]'") from error
         self.prefix = prefix

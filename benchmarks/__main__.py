@@ -1,11 +1,12 @@
 """What the kit costs and what it saves; `make bench` runs it, each part side by side with its peers in one run.
 
-The parts on quotas run in real minutes, six for `quota` and seven for `reach`, which comes only with `--all`.
+The parts on quotas run in real minutes, six for `quota`, and with `--all` seven for `reach` and four for `fleet`;
+`fleet_simulation` takes some minutes of work.
 """
 
 import sys
 
-from benchmarks import counting, imports, overhead, planning, quota, reach, waiters
+from benchmarks import counting, fleet, fleet_simulation, imports, overhead, planning, quota, reach, waiters
 
 if __name__ == "__main__":
     overhead.main()
@@ -16,3 +17,5 @@ if __name__ == "__main__":
     quota.main()
     if "--all" in sys.argv[1:]:
         reach.main()
+        fleet.main()
+        fleet_simulation.main()

@@ -6,8 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.agents import mixed_orders, order
+from benchmarks import fleet, fleet_simulation
+from benchmarks.agents import Limits, mixed_orders, order
 from benchmarks.oracle import QuotaChange, best_possible
+from resilience_kit import configure
+from resilience_kit.testing import isolated
 from resilience_kit.testing.server_windows import ServerQuota
 
 PERIOD, TOKENS = 60.0, 150_000
@@ -59,6 +62,23 @@ def test_an_order_knows_what_the_server_charges():
     assert order(random.Random(1), words=500, max_tokens=None, absent=16).tokens == 516
 
 
+def test_a_fleet_of_real_processes_loses_no_answer(capsys):
+    fleet.main(["--quick"])
+
+    printed = capsys.readouterr().out
+    (row,) = [line for line in printed.splitlines() if line.startswith("| one quota in a store")]
+    assert row.split("|")[5].strip() == "0"
+    assert "LimitStore.reserve" in printed
+
+
+def test_a_fleet_in_virtual_time_is_refused_nothing(capsys):
+    fleet_simulation.main(["--quick"])
+
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 4
+    assert all(row.split("|")[3].strip() == "0, 0" for row in rows)
+
+
 def one_of_two_fifths_among_small_ones():
     for number, small in enumerate(mixed_orders()):
         yield replace(small, tokens=60_000) if number % 100 == 20 else small
@@ -75,3 +95,12 @@ def test_the_best_in_turn_lets_no_order_pass_another():
     best = best_possible(quota(), iter(orders), period=PERIOD, in_turn=True)
 
     assert [admission.tokens for admission in best.admissions] == [order.tokens for order in orders]
+
+
+def test_many_processes_use_all_of_a_quota_and_none_gets_much_more_than_another():
+    with fleet.store() as url, isolated():
+        configure(store=url)
+        for processes, most in ((16, 2), (64, 4)):
+            outcome = fleet_simulation.Simulation(url, processes, Limits(), periods=3).run()
+            assert outcome.tokens > 0.95 * 3 * TOKENS
+            assert max(outcome.admitted) < most * min(outcome.admitted)

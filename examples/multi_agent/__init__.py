@@ -2,6 +2,7 @@
 
     python -m examples.multi_agent                                  # bare client against the kit, simulated
     python -m examples.multi_agent --question "What is 2**64 - 1?"  # your own question
+    python -m examples.multi_agent --processes 4                    # four processes that share one quota
 
 It needs no account: the simulator answers, with simple rules in place of a model. The tools are real. Set
 AZURE_OPENAI_ENDPOINT, AZURE_OPENAI_API_KEY and AZURE_OPENAI_DEPLOYMENT, and the same program talks to Azure with the
@@ -21,5 +22,6 @@ How to layer, in the order of the files:
    tools and its earlier calls for each retry, and hold a slot while it computes.
 3. `system.py`: puts them together, and asks as many questions at once as it likes: who must wait, waits in the call.
 
-`calculator.py` and `telemetry.py` are the tools, `service.py` knows where the model is, and `comparison.py` measures.
+`calculator.py` and `telemetry.py` are the tools, `service.py` knows where the model is, `comparison.py` measures, and
+`processes.py` starts many, which share the quota through RESILIENCE_STORE, or through a server that it starts.
 """

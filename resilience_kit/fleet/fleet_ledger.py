@@ -119,6 +119,7 @@ class FleetLedger:
         self._is_tidied_soon = False
         self._member.on_beat(self._tidy)
         self._member.on_rejoin(self._rejoin)
+        self._member.on_leave(self._give_all_back)
         self._member.on_listening(self._hear_again)
         self._member.on_news("slot", self._hear_of_slots)
         self._member.on_news("refused", self._hear_of_refusal)
@@ -424,6 +425,16 @@ class FleetLedger:
         self._slots = 0
         self._tell_store(begin_shares=self._rejoining)
 
+    def _give_all_back(self) -> None:
+        """Keep nothing that others could use: this process ends."""
+        with self._lock:
+            self._leases.leave(now())
+            if not self._slots and not self._leases.unused:
+                return
+            self._slots = in_flight = self._in_flight()
+            wish = self._wish(self._limits(0, now()), in_flight, in_flight)
+        self._store.reserve_blocking(wish)
+
     def _tell_store(self, *, begin_shares: float = 0.0) -> None:
         asked_at = now()
         with self._lock:
@@ -437,10 +448,14 @@ class FleetLedger:
             if not self._unreported and not begin_shares and (keeps_still or not is_used):
                 return
             sent = [self._unreported.popleft() for _ in range(min(len(self._unreported), _MOST_TOLD))]
+            held = in_flight
+            if self._leases.current is not None:
+                # who waits for its lease to start needs its slots then, or would ask again, behind all others
+                held = max(in_flight, min(self._slots, in_flight + self._leases.current.requests))
             wish = self._wish(
                 self._limits(0, asked_at),
                 in_flight,
-                in_flight,
+                held,
                 begin_shares=begin_shares,
                 # as on a lease: a call may leave a little later than it is counted
                 sent=[
@@ -451,7 +466,7 @@ class FleetLedger:
                 wish = replace(wish, slots=NO_SLOTS)
             else:
                 # what is free is on its way back
-                self._slots = min(self._slots, in_flight)
+                self._slots = min(self._slots, held)
         try:
             grant = self._store.reserve_blocking(wish)
         except BaseException:

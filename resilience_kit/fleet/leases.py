@@ -14,6 +14,8 @@ _SHORTEST_VALIDITY, _LONGEST_VALIDITY = 0.02, 1 / 24
 _MOST_AT_ONCE = 64
 # Of the quota, over all processes, that may lie in leases for calls that have not come yet.
 _MOST_AHEAD = 1 / 16
+# Of the quota, over all processes, that those may take at once who wait behind the next ones.
+_MOST_BEHIND = 1 / 4
 # A call that was not sent after all is looked for in so many leases.
 _REMEMBERED = 8
 
@@ -133,10 +135,10 @@ class Leases:
         """The tokens of calls to ask for besides: those behind, or as many as came lately, of the next one's size."""
         if limits.min_interval > 0:
             return []
-        if behind:
-            return behind
+        # those behind are sent at once, and still must not take what others wait for
+        part = _MOST_BEHIND if behind else _MOST_AHEAD
         most = self.at_once - 1
         for window in limits.windows:
-            room = int(window.limit * _MOST_AHEAD) // processes
+            room = int(window.limit * part) // processes
             most = min(most, room // max(1, tokens) if window.counts_tokens else room)
-        return [tokens] * most
+        return behind[:most] if behind else [tokens] * most

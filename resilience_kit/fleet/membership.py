@@ -77,6 +77,7 @@ class Member:
         self._ear: Any = None
         self._at_beat: list[Callable[[], object]] = []
         self._at_rejoin: list[Callable[[], object]] = []
+        self._at_leave: list[Callable[[], object]] = []
         self._at_listening: list[Callable[[], object]] = []
         self._at_news: dict[str, list[Callable[[News], object]]] = {}
 
@@ -119,6 +120,10 @@ class Member:
     def on_rejoin(self, function: Callable[[], object]) -> Callable[[], None]:
         """Have the worker call a function when a lost store answers, just before `is_lost` ends."""
         return _added(self._at_rejoin, function)
+
+    def on_leave(self, function: Callable[[], object]) -> Callable[[], None]:
+        """Have the worker call a function before the process leaves the fleet, unless the store is lost."""
+        return _added(self._at_leave, function)
 
     def on_listening(self, function: Callable[[], object]) -> Callable[[], None]:
         """Have the listener call a function whenever it begins to listen: what was told before, it has not heard."""
@@ -181,6 +186,9 @@ class Member:
                 self._call(message)
             elif not self.is_lost:
                 self._ask(self.connection.publish, *message)
+        for function in [*self._at_leave]:
+            if self.is_lost or not self._call(function):
+                break
         if not self.is_lost:
             # else the others find out by its lease
             self._ask(self.connection.run_blocking, packaged_script("heartbeat"), [self._members], [self.id, 0])

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -454,3 +455,18 @@ async def test_statistics_tell_of_the_whole_fleet(fleet):
     await ask()
     statistics = get_all_resilience_stats()["rate_limiters"]["fleet"]
     assert statistics["tokens_in_window"] >= 370
+
+
+def test_a_process_that_ends_gives_its_slots_and_leases_back(fleet, store_url):
+    @rate_limited("fleet", tokens=10, min_interval=0, requests_per_minute=6_000, max_concurrent=50)
+    def ask():
+        return "four"
+
+    for _ in range(20):
+        ask()
+    fleet.close()
+    quota, slots = (fleet.connection.key("limit:fleet", part) for part in ("quota", "slots"))
+    with redis.Redis.from_url(store_url) as client:
+        assert struct.unpack("<dd", client.hget(slots, "all")) == (0, 0)
+        # the eleventh and twelfth number of the header: requests and tokens of all
+        assert struct.unpack_from("<dd", client.get(quota), 11 * 8) == (20, 200)

@@ -14,9 +14,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 from resilience_kit.errors import ResilienceError, StoreContentError, StoreUnavailableError
 from resilience_kit.fleet import limit_store
@@ -24,24 +24,23 @@ from resilience_kit.fleet.fleets import Fleet, current_fleet
 from resilience_kit.fleet.leases import Leases
 from resilience_kit.fleet.limit_store import (
     NO_SLOTS,
-    RESOLUTION,
     Grant,
     Limits,
     LimitStore,
     Outcome,
     Slots,
     ValkeyLimits,
-    Window,
     Wish,
+    limits_known,
 )
 from resilience_kit.fleet.membership import News
+from resilience_kit.fleet.refusal_news import as_news, from_news, of_all_processes
 from resilience_kit.fleet.shares import Share
-from resilience_kit.quota_ceilings import FINE_WINDOWS, SHORT_WINDOWS
+from resilience_kit.quota_ceilings import SHORT_WINDOWS
 from resilience_kit.quota_ledger import Sent, WindowLedger
-from resilience_kit.quota_lessons import Correction, Seen
+from resilience_kit.quota_lessons import Correction
 from resilience_kit.server_advice import ServerAdvice
 from resilience_kit.settings import OnStoreFailure, current_settings
-from resilience_kit.validating import is_number
 from resilience_kit.waiting import Waiting, now
 
 # Seconds until the slots of a process that is not heard of any more go to others.
@@ -50,11 +49,10 @@ SLOT_LEASE = 5.0
 _SLOT_POLL = 0.5
 # Seconds that all processes have to tell what they sent when a store is back: two beats, and time to notice.
 _REJOINING = 3.0
+# Of a period, that is silent at most before the store takes over again.
+_MOST_QUIET = 1 / 8
 # A wish is kept short.
 _MOST_TOLD = 64
-_MOST_COUNT = 2**53
-# What of `Seen` is told to the others beside its time, in its order.
-_COUNTS = tuple(field.name for field in fields(Seen))[1:]
 
 
 class FleetLedger:
@@ -154,7 +152,7 @@ class FleetLedger:
         if self._in_flight() >= self._slots_at(now):
             return None
         if share is not None:
-            return max(due, share.seconds_until_fits(tokens, self.used(now), self._leases.validity, now))
+            return max(due, self._due_in_share(share, tokens, now))
         lease = self._leases.current
         if lease is not None and lease.covers(tokens, now):
             return max(due, lease.starts_at - now)
@@ -200,18 +198,11 @@ class FleetLedger:
 
     def refused(self, advice: ServerAdvice, sent: Sent, now: float) -> None:
         """Learn from the refusal of a request, and have all processes learn from it."""
-        seen = self._seen_by_all(self._own.count_refused(advice, sent, now), sent)
+        seen = of_all_processes(self._own.count_refused(advice, sent, now), sent)
         self._own.lessons.refused(advice, seen, now)
         self._pause_until = self._own.lessons.paused_until
         self._tidy_soon()
-        self._member.tell_news(
-            "refused",
-            self._name,
-            ago=now - seen.sent_at,
-            retry_after=advice.retry_after,
-            exhausted=advice.exhausted,
-            seen=[getattr(seen, field) for field in _COUNTS],
-        )
+        self._member.tell_news("refused", self._name, **as_news(advice, seen, now))
 
     def news(self) -> list[Correction]:
         """What has been learnt since this was asked last."""
@@ -337,44 +328,7 @@ class FleetLedger:
         return self._slots if now < self._slots_end_at else 0
 
     def _limits(self, tokens: int, now: float) -> Limits:
-        own = self._own
-        in_force = own.lessons.in_force(now)
-        requests = max(1, in_force.requests)
-
-        def window(parts: int, limit: int, *, counts_tokens: bool = False) -> Window:
-            seconds = own.period / parts
-            return Window(seconds + own.lessons.margin_of(seconds), max(1, limit), counts_tokens)
-
-        windows = [
-            window(1, requests),
-            window(SHORT_WINDOWS, requests // SHORT_WINDOWS),
-            # a request above a ceiling fits into an empty window
-            window(1, max(tokens, in_force.tokens), counts_tokens=True),
-        ]
-        if in_force.fine_requests is not None:
-            windows.append(window(FINE_WINDOWS, min(in_force.fine_requests, math.ceil(requests / FINE_WINDOWS))))
-        return Limits(
-            own.period, tuple(windows), own.tokens, self._min_interval, self._leases.validity, RESOLUTION * own.period
-        )
-
-    def _seen_by_all(self, seen: Seen, sent: Sent) -> Seen:
-        requests = max(seen.requests, sent.requests_then - 1)
-        tokens = max(seen.tokens_in_window, sent.tokens_then - seen.tokens)
-
-        def of_all(own: int) -> int:
-            # of the others only the whole window is known: they are taken to spread alike
-            return own * requests // max(1, seen.requests)
-
-        return replace(
-            seen,
-            requests=requests,
-            tokens_in_window=tokens,
-            requests_in_fine_and_edge=of_all(seen.requests_in_fine_and_edge),
-            requests_in_short=of_all(seen.requests_in_short),
-            requests_in_short_and_edge=of_all(seen.requests_in_short_and_edge),
-            requests_and_edge=max(seen.requests_and_edge, requests),
-            tokens_and_edge=max(seen.tokens_and_edge, tokens),
-        )
+        return limits_known(self._own, tokens, self._min_interval, self._leases.validity, now)
 
     # The share that stands in for the store.
 
@@ -386,6 +340,14 @@ class FleetLedger:
     def _rejoining(self) -> float:
         """Seconds that all processes have to tell what they sent."""
         return min(self._own.period, _REJOINING)
+
+    def _due_in_share(self, share: Share, tokens: int, now: float) -> float:
+        left = self._shares_until - now
+        quiet = min(self._fleet.connection.deadline, self._own.period * _MOST_QUIET)
+        if 0 < left < quiet and not self._member.is_lost:
+            # the store has to be told of the last that is sent before it grants anything
+            return left
+        return share.seconds_until_fits(tokens, self.used(now), self._leases.validity, now)
 
     def _share_at(self, now: float) -> Share | None:
         if not self._member.is_lost and now >= self._shares_until:
@@ -494,11 +456,11 @@ class FleetLedger:
     def _hear_of_refusal(self, news: News) -> None:
         if news["name"] != self._name:
             return
-        advice, counts, ago = _told(news)
         with self._lock:
             current = now()
-            self._own.lessons.refused(advice, Seen(current - ago, *counts), current)
-            self._leases.leave(now())
+            advice, seen = from_news(news, current)
+            self._own.lessons.refused(advice, seen, current)
+            self._leases.leave(current)
 
     def _unavailable(self, text: str, reason: str) -> StoreUnavailableError:
         return StoreUnavailableError(f"rate limit {self._name!r}: {text}", name=self._name, reason=reason)
@@ -530,20 +492,3 @@ def joined(
         in_flight=in_flight,
         look=look,
     )
-
-
-def _told(news: News) -> tuple[ServerAdvice, list[int], float]:
-    """What another process was told by the server, what it had seen, and how many seconds before it sent that."""
-    retry_after, exhausted, counts, ago = (news.get(key) for key in ("retry_after", "exhausted", "seen", "ago"))
-    is_sound = (
-        (retry_after is None or (is_number(retry_after) and retry_after >= 0))
-        and exhausted in (None, "requests", "tokens")
-        and isinstance(counts, list)
-        and len(counts) == len(_COUNTS)
-        and all(type(count) is int and 0 <= count < _MOST_COUNT for count in counts)
-        and is_number(ago)
-        and ago >= 0
-    )
-    if not is_sound:
-        raise StoreContentError(f"what was told of the limit {news['name']!r} is not from this kit", key=news["name"])
-    return ServerAdvice(retry_after=retry_after, exhausted=exhausted), cast("list[int]", counts), cast("float", ago)

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 
 from resilience_kit.errors import ConfigurationError, StoreContentError
 from resilience_kit.fleet.connection import Connection, packaged_script
-from resilience_kit.quota_ceilings import SHORT_WINDOWS
+from resilience_kit.quota_ceilings import FINE_WINDOWS, SHORT_WINDOWS
+from resilience_kit.quota_ledger import WindowLedger
 from resilience_kit.waiting import Waiting
 
 SCRIPT = packaged_script("limit")
@@ -90,6 +91,33 @@ def limits_of(requests: int, tokens: int, period: float, *, min_interval: float 
     short = Window(period / SHORT_WINDOWS, max(1, requests // SHORT_WINDOWS))
     windows = (Window(period, requests), short, Window(period, tokens, counts_tokens=True))
     return Limits(period, windows, tokens, min_interval, VALIDITY * period, RESOLUTION * period)
+
+
+def limits_known(own: WindowLedger, tokens: int, min_interval: float, validity: float, now: float) -> Limits:
+    """The windows of a quota by all that a process has learnt of it.
+
+    Args:
+        own: What it has learnt.
+        tokens: Those of the request that is asked for: if a ceiling is lower, it fits into an empty window.
+        min_interval: Seconds between the starts of two grants.
+        validity: Seconds that a grant is good for.
+        now: The time.
+    """
+    in_force = own.lessons.in_force(now)
+    requests = max(1, in_force.requests)
+
+    def window(parts: int, limit: int, *, counts_tokens: bool = False) -> Window:
+        seconds = own.period / parts
+        return Window(seconds + own.lessons.margin_of(seconds), max(1, limit), counts_tokens)
+
+    windows = [
+        window(1, requests),
+        window(SHORT_WINDOWS, requests // SHORT_WINDOWS),
+        window(1, max(tokens, in_force.tokens), counts_tokens=True),
+    ]
+    if in_force.fine_requests is not None:
+        windows.append(window(FINE_WINDOWS, min(in_force.fine_requests, math.ceil(requests / FINE_WINDOWS))))
+    return Limits(own.period, tuple(windows), own.tokens, min_interval, validity, RESOLUTION * own.period)
 
 
 @dataclass(frozen=True, slots=True)

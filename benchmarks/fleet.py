@@ -30,8 +30,8 @@ from typing import Any
 import redis.asyncio
 
 from benchmarks.agents import AGENTS, Limits, asking, mixed_orders, simulated_latency, work_off
+from benchmarks.conditions import CONDITIONS, Condition
 from benchmarks.oracle import best_possible
-from benchmarks.quota import CONDITIONS, Condition
 from resilience_kit import configure, count_tokens, rate_limited
 from resilience_kit.azure import ResilientAsyncAzureOpenAI
 from resilience_kit.fleet.connection import Connection

@@ -18,12 +18,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from benchmarks.agents import AGENTS, Limits, Order, mixed_orders, simulated_latency, work_off
+from benchmarks.conditions import CONDITIONS, Condition
 from benchmarks.contestants import Contestant, contestants
 from benchmarks.oracle import best_possible
 from resilience_kit import count_tokens
 from resilience_kit.testing import AzureOpenAISimulator
 from resilience_kit.testing.server_windows import ServerQuota
-from resilience_kit.testing.wire_errors import Headers, RetryAfterSpelling
 
 PICTURE = Path(__file__).parent.parent / "docs" / "quota.png"
 
@@ -40,22 +40,6 @@ _PACKAGES = (
     "langchain-core",
     "langchain-openai",
     "resilience-kit",
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """What the server says of its limits."""
-
-    name: str
-    meaning: str
-    headers: Headers
-    retry_after_spelling: RetryAfterSpelling
-
-
-CONDITIONS = (
-    Condition("with headers", "x-ratelimit-*, and retry-after-ms in a 429", "full", "retry-after-ms"),
-    Condition("without", "a 429 says nothing but that", "off", "none"),
 )
 
 

@@ -11,7 +11,8 @@ from matplotlib.patches import Patch
 from benchmarks.agents import Limits
 
 if TYPE_CHECKING:
-    from benchmarks.quota import Condition, Result
+    from benchmarks.conditions import Condition
+    from benchmarks.quota import Result
 
 # Of Okabe and Ito's palette, which people tell apart however they see colours.
 _ADMITTED, _REFUSED = "#0072B2", "#D55E00"

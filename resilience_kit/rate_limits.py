@@ -382,12 +382,17 @@ class RateLimit:
                 if ticket.sent is None and (self._fleet is None or not self._is_refused(self._fleet, ticket)):
                     if due is not None:
                         self._queue.set_alarm(current, due)
-                    elif self._fleet is not None:
+                    elif self._fleet is not None and not self._is_held_back:
                         self._ask(self._fleet, ticket)
                     return due
                 ticket.waiter.wake()
             self._queue.leave(ticket)
         return None
+
+    @property
+    def _is_held_back(self) -> bool:
+        """Whether slow answers keep calls from starting, so that what the store would grant is of no use."""
+        return self._in_flight >= self._response_times.limit < self._max_concurrent
 
     def _is_refused(self, fleet: "FleetLedger", ticket: Ticket) -> bool:
         refusal = fleet.refusal(ticket.tokens)

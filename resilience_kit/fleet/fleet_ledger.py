@@ -98,7 +98,7 @@ class FleetLedger:
         self._lock = lock
         self._in_flight = in_flight
         self._look = look
-        self._leases = Leases(own.period)
+        self._leases = Leases(own.period, fleet.connection.deadline)
         self._asked_at = self._asking_until = self._ask_at = -math.inf
         # How many calls this process may have under way by the store's word, and until when.
         self._slots = 0

@@ -379,7 +379,7 @@ end
 
 -- 5. The state again, for as long as anything in it matters.
 
-local needed_until = max(now, last_start, paused_until, shares_until) + 2 * kept_period
+local needed_until = max(now, at_head[END], last_start, paused_until, shares_until) + 2 * kept_period
 local is_due = expires_at < needed_until
 if is_due then
     expires_at = needed_until + kept_period

@@ -454,3 +454,47 @@ async def test_statistics_tell_of_the_whole_fleet(fleet):
     await ask()
     statistics = get_all_resilience_stats()["rate_limiters"]["fleet"]
     assert statistics["tokens_in_window"] >= 370
+
+
+async def test_an_answer_that_takes_longer_than_a_lease_lasts_is_asked_for_again_with_a_longer_one(
+    proxy, prefix, monkeypatch
+):
+    monkeypatch.setenv("RESILIENCE_STORE", f"redis://127.0.0.1:{proxy.port}")
+    monkeypatch.setenv("RESILIENCE_STORE_PREFIX", prefix)
+    monkeypatch.setenv("RESILIENCE_STORE_DEADLINE_SECONDS", "5")
+    proxy.delay = 0.05
+
+    @rate_limited("fleet", tokens=10, min_interval=0, period=1.0)
+    async def ask():
+        return "four"
+
+    assert await asyncio.wait_for(ask(), 10) == "four"
+
+
+async def test_a_process_that_is_held_back_by_slow_answers_does_not_ask_the_store_again_and_again(
+    own_server, prefix, monkeypatch
+):
+    monkeypatch.setenv("RESILIENCE_STORE", own_server.url)
+    monkeypatch.setenv("RESILIENCE_STORE_PREFIX", prefix)
+    monkeypatch.setenv("RESILIENCE_STORE_DEADLINE_SECONDS", "5")
+
+    @rate_limited("fleet", tokens=1, min_interval=0, requests_per_minute=6_000, max_concurrent=10, adaptive="latency")
+    async def ask(seconds):
+        await asyncio.sleep(seconds)
+
+    for seconds in (0.01, 0.1):
+        await asyncio.gather(*(ask(seconds) for _ in range(20)))
+    calls = [asyncio.create_task(ask(60)) for _ in range(12)]
+    with own_server.client() as client:
+
+        def asked():
+            return client.info("commandstats")["cmdstat_evalsha"]["calls"]
+
+        await asyncio.sleep(0.2)
+        before = asked()
+        await asyncio.sleep(0.3)
+        assert get_all_resilience_stats()["rate_limiters"]["fleet"]["in_flight"] < 10
+        assert asked() - before < 20
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)

@@ -25,6 +25,8 @@ _AnyConnection = Any
 
 # Of one event loop; who finds them all taken waits for one, within the deadline.
 _MOST_CONNECTIONS = 32
+# Of the deadline: an event loop that is so late to end a call was itself what kept the call from ending.
+_BUSY = 0.1
 # Wrong content, as a script tells it: the code, then the key.
 _CONTENT = "RESILIENCE_CONTENT "
 # What the server says when a command meets a value of another type, or a script fails on what it has read.
@@ -147,8 +149,13 @@ class Connection:
         try:
             if connections is None:
                 connections = await self._enter_loop()
-            async with asyncio.timeout(self.deadline), connections.free:
-                return await self._ask(connections, script, keys, arguments)
+            async with asyncio.timeout(None) as timeout:
+                timer = self._end_later(timeout)
+                try:
+                    async with connections.free:
+                        return await self._ask(connections, script, keys, arguments)
+                finally:
+                    timer.cancel()
         except Exception as error:
             failure = self.failure(error, keys)
             if failure is None:
@@ -220,6 +227,17 @@ class Connection:
             connections = self._by_loop[loop] = _LoopConnections(lambda: self._by_loop.pop(loop, None))
             await anext(connections.lifetime)
         return connections
+
+    def _end_later(self, timeout: asyncio.Timeout) -> asyncio.TimerHandle:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.deadline
+
+        def end() -> None:
+            late = loop.time() - until
+            # a loop that was busy has not read what came meanwhile: that is not the store's fault
+            timeout.reschedule(loop.time() + (self.deadline if late > _BUSY * self.deadline else 0.0))
+
+        return loop.call_at(until, end)
 
     async def _ask(
         self, connections: _LoopConnections, script: Script, keys: Sequence[str], arguments: Sequence[Argument]

@@ -432,15 +432,19 @@ class FleetLedger:
                 self._leases.leave(now())
             # who waits for a slot keeps its place, and who asks says it all with that
             keeps_still = self._wants_slot or asked_at < self._asking_until
-            in_flight = self._in_flight()
+            in_flight = held = self._in_flight()
+            lease = self._leases.current
+            if lease is not None and not lease.is_used and lease.requests > 0:
+                # for the call that waits for its start: without its slot it would have to queue up again
+                held += 1
             is_used = in_flight > 0 or self._slots > 0 or asked_at < self._asked_at + 2 * self._own.period
             if not self._unreported and not begin_shares and (keeps_still or not is_used):
                 return
             sent = [self._unreported.popleft() for _ in range(min(len(self._unreported), _MOST_TOLD))]
             wish = self._wish(
                 self._limits(0, asked_at),
-                in_flight,
-                in_flight,
+                held,
+                held,
                 begin_shares=begin_shares,
                 # as on a lease: a call may leave a little later than it is counted
                 sent=[
@@ -451,7 +455,7 @@ class FleetLedger:
                 wish = replace(wish, slots=NO_SLOTS)
             else:
                 # what is free is on its way back
-                self._slots = min(self._slots, in_flight)
+                self._slots = min(self._slots, held)
         try:
             grant = self._store.reserve_blocking(wish)
         except BaseException:

@@ -21,8 +21,12 @@ from resilience_kit import (
     get_all_resilience_stats,
     rate_limited,
 )
-from resilience_kit.fleet.fleets import current_fleet
+from resilience_kit.fleet.connection import Connection
+from resilience_kit.fleet.fleets import Fleet, current_fleet
 from resilience_kit.fleet.limit_store import ValkeyLimits, Wish, limits_of
+from resilience_kit.fleet.membership import Member
+from resilience_kit.registry import mode
+from resilience_kit.settings import current_settings
 
 PROGRAM = Path(__file__).parent / "caller_process.py"
 # 60 requests in 2 seconds, ten in a sixth of that, and 3,000 tokens.
@@ -498,3 +502,30 @@ async def test_a_process_that_is_held_back_by_slow_answers_does_not_ask_the_stor
     for call in calls:
         call.cancel()
     await asyncio.gather(*calls, return_exceptions=True)
+
+
+@pytest.fixture
+def lively_fleet(store_url, prefix, monkeypatch):
+    """As `fleet`, with signs of life ten times as often."""
+    monkeypatch.setenv("RESILIENCE_STORE", store_url)
+    settings = current_settings()
+    connection = Connection(store_url, prefix=prefix, deadline=5)
+    key = (settings.resilience_store, settings.resilience_store_prefix, settings.resilience_store_deadline_seconds)
+    mode.fleets[key] = Fleet(connection, Member(connection, beat=0.1))
+    return current_fleet()
+
+
+async def test_a_call_that_waits_for_its_start_keeps_its_place_among_those_of_other_processes(lively_fleet):
+    other = ValkeyLimits(lively_fleet.connection, "fleet", "another process", lively_fleet.member.channel)
+    limits = limits_of(60, 1_000, 2.0)
+
+    @rate_limited("fleet", tokens=10, tokens_per_minute=1_000, period=2.0, min_interval=0)
+    async def ask():
+        return time.monotonic()
+
+    other.reserve_blocking(Wish(limits, requests=1, tokens=1_000))
+    asking = asyncio.create_task(ask())
+    await asyncio.sleep(0.3)
+    after = other.reserve_blocking(Wish(limits, requests=1, tokens=995))
+    starts_at = time.monotonic() + after.wait
+    assert await asking < starts_at

@@ -92,9 +92,12 @@ class Member:
     def lost(self, error: Exception) -> None:
         """Take note that a call to the store failed; told once, by whoever sees it first."""
         with self._lock:
-            if self._lost_at is not None or self._end.is_set():
+            if self._lost_at is not None:
                 return
             self._lost_at = time.monotonic()
+        if self._end.is_set():
+            # it is this process that has left, for good
+            return
         reason = error.reason if isinstance(error, StoreUnavailableError) else type(error).__name__
         events.emit(events.StoreLost(name=self.connection.prefix, error=reason))
 

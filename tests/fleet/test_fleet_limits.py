@@ -27,6 +27,7 @@ from resilience_kit.fleet.limit_store import ValkeyLimits, Wish, limits_of
 from resilience_kit.fleet.membership import Member
 from resilience_kit.registry import mode
 from resilience_kit.settings import current_settings
+from resilience_kit.testing import no_waiting
 
 PROGRAM = Path(__file__).parent / "caller_process.py"
 # 60 requests in 2 seconds, ten in a sixth of that, and 3,000 tokens.
@@ -529,3 +530,25 @@ async def test_a_call_that_waits_for_its_start_keeps_its_place_among_those_of_ot
     after = other.reserve_blocking(Wish(limits, requests=1, tokens=995))
     starts_at = time.monotonic() + after.wait
     assert await asking < starts_at
+
+
+@pytest.mark.parametrize("has_asked", [True, False])
+async def test_a_test_that_skips_its_waits_does_not_wait_for_the_servers_clock(fleet, has_asked):
+    @rate_limited("fleet", tokens=10, requests_per_minute=6, min_interval=0)
+    async def ask():
+        return "four"
+
+    if has_asked:
+        await ask()
+    with no_waiting():
+        assert [await ask() for _ in range(40)] == ["four"] * 40
+
+
+async def test_a_process_that_has_left_its_fleet_has_its_share(fleet):
+    @rate_limited("fleet", tokens=10, min_interval=0, requests_per_minute=6_000)
+    async def ask():
+        return "four"
+
+    await ask()
+    await asyncio.to_thread(fleet.close)
+    assert await asyncio.wait_for(ask(), 10) == "four"

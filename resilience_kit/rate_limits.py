@@ -260,7 +260,7 @@ class RateLimit:
                 await ticket.waiter.wait(max(left, SHORTEST_WAIT))
                 continue
             seconds = self._seconds_left(ticket)
-            if ticket.sent is None:
+            if ticket.sent is None and ticket not in self._refusals:
                 raise self._refusal(seconds, max_wait, ticket.tokens)
 
     def _may_be_sent(self, fleet: "FleetLedger", ticket: Ticket) -> bool:
@@ -458,8 +458,9 @@ class RateLimit:
         """Seconds until a call in the queue is served; None if the head of the queue needs a slot."""
         with self._lock:
             due = self._serve()
-            if due is not None and ticket.sent is None:
-                due = self._least_wait(ticket.tokens, self._queue.index(ticket))
+            if due is not None and ticket.sent is None and ticket not in self._refusals:
+                # a fleet's line may be longer than what this process knows of it
+                due = max(due, self._least_wait(ticket.tokens, self._queue.index(ticket)))
         self._take_back()
         return due
 

@@ -118,6 +118,7 @@ class FleetLedger:
         self._pause_until = -math.inf
         self._garbage: StoreContentError | None = None
         self._is_tidied_soon = False
+        self._member.on_lost(look)
         self._member.on_beat(self._tidy)
         self._member.on_rejoin(self._rejoin)
         self._member.on_listening(self._hear_again)
@@ -147,17 +148,18 @@ class FleetLedger:
     def seconds_until_fits(self, tokens: int, now: float) -> float | None:
         """Seconds until one request of so many tokens may fit into every window; None where the store has to say."""
         own = self._own
-        if mode.skips_waiting:
-            # the server's clock does not jump ahead with the test's
-            return own.seconds_until_fits(tokens, now)
-        if self._member.is_lost and self._on_failure == "refuse":
-            return math.inf
-        due = own.seconds_until_fits(tokens, now)
+        is_refused = self._member.is_lost and self._on_failure == "refuse"
+        due = math.inf if is_refused else own.seconds_until_fits(tokens, now)
+        if due == math.inf or mode.skips_waiting:
+            # where a test skips its waits, the server's clock does not jump ahead
+            return due
         share = self._share_at(now)
         if self._in_flight() >= self._slots_at(now):
             return None
         if share is not None:
-            return max(due, share.seconds_until_fits(tokens, self.used(now), self._leases.validity, now))
+            due = max(due, share.seconds_until_fits(tokens, self.used(now), self._leases.validity, now))
+            # the store grants again when the shares end
+            return due if self._member.is_lost else min(due, self._shares_until - now)
         lease = self._leases.current
         if lease is not None and lease.covers(tokens, now):
             return max(due, lease.starts_at - now)
@@ -230,7 +232,7 @@ class FleetLedger:
         if self._member.is_lost and self._on_failure == "refuse":
             return self._unavailable("the store does not answer: try later, or say on_store_failure='local'", "lost")
         share = self._share_at(now())
-        if share is not None and tokens > share.tokens:
+        if share is not None and tokens > share.tokens and self._member.is_lost:
             return self._unavailable(
                 f"a call of {tokens} tokens is more than {share.tokens}, this process's share of the quota, and the "
                 "store that could grant more does not answer: try later",
@@ -295,6 +297,8 @@ class FleetLedger:
         finally:
             self._asking_until = -math.inf
         self._look()
+        # where nobody waits any more, there is none to refuse
+        self._garbage = None
 
     def _wish(self, limits: Limits, needed: int, wanted: int, **values: Any) -> Wish:
         self._sequence += 1
@@ -314,7 +318,8 @@ class FleetLedger:
     def _take(self, grant: Grant, wish: Wish, asked_at: float) -> None:
         current = now()
         if wish.slots.sequence == self._sequence:
-            self._slots, self._slots_end_at = grant.slots, asked_at + SLOT_LEASE
+            # the store begins a new lease when half of one has passed
+            self._slots, self._slots_end_at = grant.slots, asked_at + SLOT_LEASE / 2
         if wish.requests:
             self._wants_slot = grant.outcome is Outcome.NO_SLOT
         self._others_want_slots = grant.waiting > self._wants_slot
@@ -420,8 +425,10 @@ class FleetLedger:
         """Tell the store what it should know: what was sent in a share, what was not sent, which slots are free."""
         self._is_tidied_soon = False
         if not self._member.is_lost:
-            self._tell_store()
-            self._look()
+            try:
+                self._tell_store()
+            finally:
+                self._look()
 
     def _rejoin(self) -> None:
         """Be back, as all others: before the store grants anything it has to know what was sent meanwhile."""
@@ -492,6 +499,7 @@ class FleetLedger:
             current = now()
             self._own.lessons.refused(advice, Seen(current - ago, *counts), current)
             self._leases.leave(now())
+        self._look()
 
     def _unavailable(self, text: str, reason: str) -> StoreUnavailableError:
         return StoreUnavailableError(f"rate limit {self._name!r}: {text}", name=self._name, reason=reason)

@@ -448,6 +448,24 @@ async def test_garbage_under_a_key_of_a_limit_is_an_error_that_names_the_key(fle
     assert raised.value.key == key
 
 
+async def test_garbage_that_a_cancelled_call_met_is_no_error_of_a_later_call(fleet, store_url):
+    key = fleet.connection.key("limit:fleet", "quota")
+
+    @rate_limited("fleet", min_interval=0)
+    async def ask():
+        return "four"
+
+    with redis.Redis.from_url(store_url) as client:
+        client.set(key, "garbage")
+        asking = asyncio.create_task(ask())
+        for _ in range(2):
+            await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.sleep(0.2)
+        client.delete(key)
+    assert await ask() == "four"
+
+
 async def test_statistics_tell_of_the_whole_fleet(fleet):
     other = ValkeyLimits(fleet.connection, "fleet", "another process", fleet.member.channel)
     other.reserve_blocking(Wish(limits_of(60, 150_000, 60.0), requests=3, tokens=300))
@@ -552,3 +570,33 @@ async def test_a_process_that_has_left_its_fleet_has_its_share(fleet):
     await ask()
     await asyncio.to_thread(fleet.close)
     assert await asyncio.wait_for(ask(), 10) == "four"
+
+
+async def test_a_call_that_has_waited_as_long_as_it_may_is_told_how_long_the_line_of_the_fleet_is(fleet):
+    other = ValkeyLimits(fleet.connection, "fleet", "another process", fleet.member.channel)
+    other.reserve_blocking(Wish(limits_of(60, 1_000, 60.0), requests=1, tokens=1_000))
+
+    @rate_limited("fleet", tokens=10, tokens_per_minute=1_000, min_interval=0, max_wait=0.5)
+    async def ask():
+        return "four"
+
+    with pytest.raises(RateLimitTimeoutError) as refused:
+        await ask()
+    assert refused.value.retry_after > 30
+
+
+async def test_a_call_that_is_larger_than_a_share_waits_for_a_store_that_is_back(fleet):
+    other = ValkeyLimits(fleet.connection, "fleet", "another process", fleet.member.channel)
+    another = Member(Connection(fleet.connection._url, prefix=fleet.connection.prefix, deadline=5))
+    another.start()
+    await asyncio.to_thread(eventually, lambda: fleet.member.live == 2)
+    other.reserve_blocking(Wish(limits_of(60, 1_000, 60.0), begin_shares=1.0))
+
+    @rate_limited("fleet", tokens=900, tokens_per_minute=1_000, min_interval=0)
+    async def ask():
+        return "four"
+
+    try:
+        assert await asyncio.wait_for(ask(), 20) == "four"
+    finally:
+        await asyncio.to_thread(another.close)

@@ -260,7 +260,9 @@ class RateLimit:
                 await ticket.waiter.wait(max(left, SHORTEST_WAIT))
                 continue
             seconds = self._seconds_left(ticket)
-            if ticket.sent is None and ticket not in self._refusals:
+            if ticket in self._refusals:
+                continue
+            if ticket.sent is None:
                 raise self._refusal(seconds, max_wait, ticket.tokens)
 
     def _may_be_sent(self, fleet: "FleetLedger", ticket: Ticket) -> bool:

@@ -6,6 +6,7 @@ rate of a round trip, and repeat what may have been done; a script that is run t
 
 import asyncio
 import hashlib
+import re
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
@@ -29,6 +30,8 @@ _MOST_CONNECTIONS = 32
 _BUSY = 0.1
 # Wrong content, as a script tells it: the code, then the key.
 _CONTENT = "RESILIENCE_CONTENT "
+# What Redis 6 puts before an error in a script.
+_PLACE_IN_SCRIPT = re.compile(r"^Error running script \(call to \w+\): (@user_script: ?\d+: )+-?")
 # What the server says when a command meets a value of another type, or a script fails on what it has read.
 _SIGNS_OF_GARBAGE = ("WRONGTYPE ", "ERR user_script:", "user_script:", "ERR Error running script")
 
@@ -186,7 +189,7 @@ class Connection:
         """What the kit calls an error of redis-py or of the network; None for one that is neither's."""
         from redis.exceptions import RedisError, ResponseError
 
-        text = str(error)
+        text = _PLACE_IN_SCRIPT.sub("", str(error))
         if isinstance(error, ResponseError) and text.startswith(_CONTENT):
             key = text.removeprefix(_CONTENT)
             # some servers add where in the script it was said

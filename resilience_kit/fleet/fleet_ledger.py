@@ -158,8 +158,9 @@ class FleetLedger:
             return None
         if share is not None:
             due = max(due, share.seconds_until_fits(tokens, self.used(now), self._leases.validity, now))
-            # the store grants again when the shares end
-            return due if self._member.is_lost else min(due, self._shares_until - now)
+            # a store that is back grants again when the shares end
+            shares_end = math.inf if self._member.is_lost or self._shares_until <= now else self._shares_until
+            return min(due, shares_end - now)
         lease = self._leases.current
         if lease is not None and lease.covers(tokens, now):
             return max(due, lease.starts_at - now)

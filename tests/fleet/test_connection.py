@@ -14,6 +14,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import redis
 from blockbuster import blockbuster_ctx
 
 from resilience_kit import ConfigurationError, StoreContentError, StoreUnavailableError
@@ -505,3 +506,16 @@ def test_without_the_client_it_is_said_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "redis", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'resilience-kit\[fleet\]'"):
         Connection("redis://localhost")
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("@user_script:1: RESILIENCE_CONTENT key", StoreContentError),
+        ("@user_script:1: WRONGTYPE Operation against a key holding the wrong kind of value", StoreContentError),
+        ("@user_script:387: @user_script: 387: -OOM command not allowed", StoreUnavailableError),
+    ],
+)
+def test_what_redis_6_says_of_an_error_in_a_script_is_understood(connection, said, kind):
+    error = redis.exceptions.ResponseError(f"Error running script (call to f_c918bfba5cf1e6b4): {said}")
+    assert type(connection.failure(error, ["key"])) is kind

@@ -337,7 +337,9 @@ class FleetLedger:
             has_all = grant.requests == wish.requests + wish.extra_requests
             self._leases.take(grant, asked_at=asked_at, validity=wish.limits.validity, has_all=has_all, now=current)
         elif wish.requests:
-            self._ask_at = current + (_SLOT_POLL if self._wants_slot else grant.wait)
+            # what has ended since it was asked is not known to the store
+            has_freed = self._in_flight() + 1 < wish.slots.needed
+            self._ask_at = current + (grant.wait if not self._wants_slot else 0.0 if has_freed else _SLOT_POLL)
 
     def _slots_at(self, now: float) -> int:
         """How many calls this process may have under way."""

@@ -524,17 +524,22 @@ async def test_a_process_that_is_held_back_by_slow_answers_does_not_ask_the_stor
 
 
 @pytest.fixture
-def lively_fleet(store_url, prefix, monkeypatch):
-    """As `fleet`, with signs of life ten times as often."""
-    monkeypatch.setenv("RESILIENCE_STORE", store_url)
-    settings = current_settings()
-    connection = Connection(store_url, prefix=prefix, deadline=5)
-    key = (settings.resilience_store, settings.resilience_store_prefix, settings.resilience_store_deadline_seconds)
-    mode.fleets[key] = Fleet(connection, Member(connection, beat=0.1))
-    return current_fleet()
+def fleet_with_beat(store_url, prefix, monkeypatch):
+    """As `fleet`, with signs of life more or less often."""
+
+    def join(beat):
+        monkeypatch.setenv("RESILIENCE_STORE", store_url)
+        settings = current_settings()
+        connection = Connection(store_url, prefix=prefix, deadline=5)
+        key = (settings.resilience_store, settings.resilience_store_prefix, settings.resilience_store_deadline_seconds)
+        mode.fleets[key] = Fleet(connection, Member(connection, beat=beat))
+        return current_fleet()
+
+    return join
 
 
-async def test_a_call_that_waits_for_its_start_keeps_its_place_among_those_of_other_processes(lively_fleet):
+async def test_a_call_that_waits_for_its_start_keeps_its_place_among_those_of_other_processes(fleet_with_beat):
+    lively_fleet = fleet_with_beat(0.1)
     other = ValkeyLimits(lively_fleet.connection, "fleet", "another process", lively_fleet.member.channel)
     limits = limits_of(60, 1_000, 2.0)
 
@@ -600,3 +605,13 @@ async def test_a_call_that_is_larger_than_a_share_waits_for_a_store_that_is_back
         assert await asyncio.wait_for(ask(), 20) == "four"
     finally:
         await asyncio.to_thread(another.close)
+
+
+async def test_a_call_that_ends_while_the_store_is_asked_for_a_slot_makes_room_for_the_next(fleet_with_beat):
+    fleet_with_beat(60)
+
+    @rate_limited("fleet", tokens=1, min_interval=0, requests_per_minute=6_000, max_concurrent=1)
+    async def ask():
+        return "four"
+
+    assert await asyncio.wait_for(asyncio.gather(*(ask() for _ in range(20))), 10) == ["four"] * 20

@@ -549,6 +549,9 @@ async def test_a_call_that_waits_for_its_start_keeps_its_place_among_those_of_ot
 
     other.reserve_blocking(Wish(limits, requests=1, tokens=1_000))
     asking = asyncio.create_task(ask())
+    in_line = Wish(limits)
+    await asyncio.to_thread(eventually, lambda: other.reserve_blocking(in_line).tokens_then == 1_010)
+    # some signs of life
     await asyncio.sleep(0.3)
     after = other.reserve_blocking(Wish(limits, requests=1, tokens=995))
     starts_at = time.monotonic() + after.wait

@@ -158,9 +158,10 @@ class FleetLedger:
             return None
         if share is not None:
             due = max(due, share.seconds_until_fits(tokens, self.used(now), self._leases.validity, now))
-            # a store that is back grants again when the shares end
-            shares_end = math.inf if self._member.is_lost or self._shares_until <= now else self._shares_until
-            return min(due, shares_end - now)
+            if due == math.inf and not self._member.is_lost and self._shares_until > now:
+                # it is larger than the share, and the store is back and grants again when the shares end
+                due = self._shares_until - now
+            return due
         lease = self._leases.current
         if lease is not None and lease.covers(tokens, now):
             return max(due, lease.starts_at - now)

@@ -260,6 +260,8 @@ class RateLimit:
                 await ticket.waiter.wait(max(left, SHORTEST_WAIT))
                 continue
             seconds = self._seconds_left(ticket)
+            if ticket in self._refusals:
+                continue
             if ticket.sent is None:
                 raise self._refusal(seconds, max_wait, ticket.tokens)
 
@@ -382,12 +384,17 @@ class RateLimit:
                 if ticket.sent is None and (self._fleet is None or not self._is_refused(self._fleet, ticket)):
                     if due is not None:
                         self._queue.set_alarm(current, due)
-                    elif self._fleet is not None:
+                    elif self._fleet is not None and not self._is_held_back:
                         self._ask(self._fleet, ticket)
                     return due
                 ticket.waiter.wake()
             self._queue.leave(ticket)
         return None
+
+    @property
+    def _is_held_back(self) -> bool:
+        """Whether slow answers keep calls from starting, so that what the store would grant is of no use."""
+        return self._in_flight >= self._response_times.limit < self._max_concurrent
 
     def _is_refused(self, fleet: "FleetLedger", ticket: Ticket) -> bool:
         refusal = fleet.refusal(ticket.tokens)
@@ -411,7 +418,7 @@ class RateLimit:
 
         if current_settings().resilience_store is None:
             return None
-        from resilience_kit.fleet.fleet_ledger import joined
+        from resilience_kit.fleet.fleet_limits import joined
 
         return joined(
             self.name,
@@ -453,8 +460,9 @@ class RateLimit:
         """Seconds until a call in the queue is served; None if the head of the queue needs a slot."""
         with self._lock:
             due = self._serve()
-            if due is not None and ticket.sent is None:
-                due = self._least_wait(ticket.tokens, self._queue.index(ticket))
+            if due is not None and ticket.sent is None and ticket not in self._refusals:
+                # a fleet's line may be longer than what this process knows of it
+                due = max(due, self._least_wait(ticket.tokens, self._queue.index(ticket)))
         self._take_back()
         return due
 

@@ -31,8 +31,13 @@ for i, name in ipairs(names) do
     asked[name] = tonumber(ARGV[i + 3])
 end
 
+-- Redis 6 fails on a table, and says of it nothing but that.
+local function fail(message)
+    error(redis.REDIS_VERSION_NUM and { err = message } or message, 0)
+end
+
 local function content_error(key)
-    error({ err = "RESILIENCE_CONTENT " .. key }, 0)
+    fail("RESILIENCE_CONTENT " .. key)
 end
 
 local function call(command, key, ...)
@@ -41,7 +46,7 @@ local function call(command, key, ...)
         if string.find(reply.err, "WRONGTYPE", 1, true) then
             content_error(key)
         end
-        error(reply, 0)
+        fail(reply.err)
     end
     return reply
 end

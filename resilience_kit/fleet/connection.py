@@ -6,6 +6,7 @@ rate of a round trip, and repeat what may have been done; a script that is run t
 
 import asyncio
 import hashlib
+import re
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
@@ -25,8 +26,12 @@ _AnyConnection = Any
 
 # Of one event loop; who finds them all taken waits for one, within the deadline.
 _MOST_CONNECTIONS = 32
+# Of the deadline: an event loop that is so late to end a call was itself what kept the call from ending.
+_BUSY = 0.1
 # Wrong content, as a script tells it: the code, then the key.
 _CONTENT = "RESILIENCE_CONTENT "
+# What Redis 6 puts before an error in a script.
+_PLACE_IN_SCRIPT = re.compile(r"^Error running script \(call to \w+\): (@user_script: ?\d+: )+-?")
 # What the server says when a command meets a value of another type, or a script fails on what it has read.
 _SIGNS_OF_GARBAGE = ("WRONGTYPE ", "ERR user_script:", "user_script:", "ERR Error running script")
 
@@ -147,8 +152,13 @@ class Connection:
         try:
             if connections is None:
                 connections = await self._enter_loop()
-            async with asyncio.timeout(self.deadline), connections.free:
-                return await self._ask(connections, script, keys, arguments)
+            async with asyncio.timeout(None) as timeout:
+                timer = self._end_later(timeout)
+                try:
+                    async with connections.free:
+                        return await self._ask(connections, script, keys, arguments)
+                finally:
+                    timer.cancel()
         except Exception as error:
             failure = self.failure(error, keys)
             if failure is None:
@@ -179,7 +189,7 @@ class Connection:
         """What the kit calls an error of redis-py or of the network; None for one that is neither's."""
         from redis.exceptions import RedisError, ResponseError
 
-        text = str(error)
+        text = _PLACE_IN_SCRIPT.sub("", str(error))
         if isinstance(error, ResponseError) and text.startswith(_CONTENT):
             key = text.removeprefix(_CONTENT)
             # some servers add where in the script it was said
@@ -220,6 +230,17 @@ class Connection:
             connections = self._by_loop[loop] = _LoopConnections(lambda: self._by_loop.pop(loop, None))
             await anext(connections.lifetime)
         return connections
+
+    def _end_later(self, timeout: asyncio.Timeout) -> asyncio.TimerHandle:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.deadline
+
+        def end() -> None:
+            late = loop.time() - until
+            # a loop that was busy has not read what came meanwhile: that is not the store's fault
+            timeout.reschedule(loop.time() + (self.deadline if late > _BUSY * self.deadline else 0.0))
+
+        return loop.call_at(until, end)
 
     async def _ask(
         self, connections: _LoopConnections, script: Script, keys: Sequence[str], arguments: Sequence[Argument]

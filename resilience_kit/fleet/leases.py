@@ -8,7 +8,7 @@ from resilience_kit.fleet.limit_store import VALIDITY, GivingBack, Grant, Limits
 from resilience_kit.quota_ledger import Sent
 
 # A lease lasts so many seconds at least, or a short period would leave no time to use it; and so many periods at
-# most, where calls are seen to come too late for theirs.
+# most, where calls are seen to come too late for theirs, or as long as an answer may take and that again.
 _SHORTEST_VALIDITY, _LONGEST_VALIDITY = 0.02, 1 / 24
 # So many calls are asked for at once, at most: those that wait, or as many as came lately.
 _MOST_AT_ONCE = 64
@@ -35,6 +35,7 @@ class Lease:
         requests_then: Requests in the window of all processes at its start, itself included.
         tokens_then: Tokens in it, likewise.
         left_at: When another one took its place.
+        is_used: Whether anything was sent on it.
     """
 
     epoch: int
@@ -47,6 +48,7 @@ class Lease:
     requests_then: int
     tokens_then: int
     left_at: float = math.inf
+    is_used: bool = False
 
     def covers(self, tokens: int, now: float) -> bool:
         """Whether a request of so many tokens may be sent on it, now or when it starts."""
@@ -56,6 +58,7 @@ class Lease:
         """Take a request out of it."""
         self.requests -= 1
         self.tokens -= tokens
+        self.is_used = True
 
 
 class Leases:
@@ -65,6 +68,7 @@ class Leases:
 
     Args:
         period: The length of the quota's window in seconds.
+        deadline: Seconds that the store may take to answer.
 
     Attributes:
         current: The lease that calls are sent on, if there is one.
@@ -73,12 +77,12 @@ class Leases:
         at_once: Calls to ask for at once: twice as many when a lease was used up, half when it was not.
     """
 
-    def __init__(self, period: float) -> None:
+    def __init__(self, period: float, deadline: float) -> None:
         self.current: Lease | None = None
         self.unused: list[GivingBack] = []
         self.at_once = 1
         self.validity = max(VALIDITY * period, _SHORTEST_VALIDITY)
-        self._longest_validity = max(_LONGEST_VALIDITY * period, _SHORTEST_VALIDITY)
+        self._longest_validity = max(_LONGEST_VALIDITY * period, _SHORTEST_VALIDITY, 2 * deadline)
         self._earlier: deque[Lease] = deque(maxlen=_REMEMBERED)
 
     def take(self, grant: Grant, *, asked_at: float, validity: float, has_all: bool, now: float) -> None:
@@ -105,6 +109,9 @@ class Leases:
             return
         lease.left_at = now
         self._earlier.append(lease)
+        if not lease.is_used and now >= lease.ends_at:
+            # it was over before the call that it was for could be sent: the answer took too long, or this process did
+            self.last_longer()
         if lease.requests > 0 or lease.tokens > 0:
             self.unused.append(GivingBack(lease.epoch, lease.entry, lease.requests, lease.tokens))
         if lease.requests > 0:

@@ -44,8 +44,13 @@ if now < 0 then
 end
 
 -- What is under our keys may be somebody else's: that is an error that names the key, and nothing more.
+-- Redis 6 fails on a table, and says of it nothing but that.
+local function fail(message)
+    error(redis.REDIS_VERSION_NUM and { err = message } or message, 0)
+end
+
 local function content_error(key)
-    error({ err = 'RESILIENCE_CONTENT ' .. key }, 0)
+    fail('RESILIENCE_CONTENT ' .. key)
 end
 
 local function call(command, key, ...)
@@ -54,7 +59,7 @@ local function call(command, key, ...)
         if string.find(reply.err, 'WRONGTYPE', 1, true) then
             content_error(key)
         end
-        error(reply, 0)
+        fail(reply.err)
     end
     return reply
 end
@@ -379,7 +384,7 @@ end
 
 -- 5. The state again, for as long as anything in it matters.
 
-local needed_until = max(now, last_start, paused_until, shares_until) + 2 * kept_period
+local needed_until = max(now, at_head[END], last_start, paused_until, shares_until) + 2 * kept_period
 local is_due = expires_at < needed_until
 if is_due then
     expires_at = needed_until + kept_period

@@ -75,6 +75,7 @@ class Member:
         self._unsent: queue.SimpleQueue[tuple[str, str] | Callable[[], object] | None] = queue.SimpleQueue()
         self._threads: tuple[threading.Thread, ...] = ()
         self._ear: Any = None
+        self._at_lost: list[Callable[[], object]] = []
         self._at_beat: list[Callable[[], object]] = []
         self._at_rejoin: list[Callable[[], object]] = []
         self._at_leave: list[Callable[[], object]] = []
@@ -93,9 +94,14 @@ class Member:
     def lost(self, error: Exception) -> None:
         """Take note that a call to the store failed; told once, by whoever sees it first."""
         with self._lock:
-            if self._lost_at is not None or self._end.is_set():
+            if self._lost_at is not None:
                 return
             self._lost_at = time.monotonic()
+        if self._end.is_set():
+            # it is this process that has left, for good
+            return
+        for function in [*self._at_lost]:
+            self.soon(function)
         reason = error.reason if isinstance(error, StoreUnavailableError) else type(error).__name__
         events.emit(events.StoreLost(name=self.connection.prefix, error=reason))
 
@@ -116,6 +122,10 @@ class Member:
     def on_beat(self, function: Callable[[], object]) -> Callable[[], None]:
         """Have the worker call a function after each sign of life. Returns what ends that, as all of these do."""
         return _added(self._at_beat, function)
+
+    def on_lost(self, function: Callable[[], object]) -> Callable[[], None]:
+        """Have the worker call a function soon after the store was lost."""
+        return _added(self._at_lost, function)
 
     def on_rejoin(self, function: Callable[[], object]) -> Callable[[], None]:
         """Have the worker call a function when a lost store answers, just before `is_lost` ends."""

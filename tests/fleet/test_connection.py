@@ -8,11 +8,13 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import traceback
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import redis
 from blockbuster import blockbuster_ctx
 
 from resilience_kit import ConfigurationError, StoreContentError, StoreUnavailableError
@@ -176,6 +178,17 @@ def test_the_deadline_counts_for_a_connection_that_is_open(connect, own_server):
             await connection.run(TaskWaiting(), ECHO, ["key"], ["1"])
 
     asyncio.run(ask())
+
+
+async def test_an_answer_that_came_while_the_event_loop_was_busy_is_no_failure_of_the_store(connect, own_server):
+    connection = connect(own_server.url, deadline=5)
+    await connection.run(TaskWaiting(), ECHO, ["key"], ["1"])
+    connection.deadline = 0.2
+    asking = asyncio.create_task(connection.run(TaskWaiting(), ECHO, ["key"], ["2"]))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    time.sleep(0.4)  # noqa: ASYNC251 - a loop that is busy is what this is about
+    assert await asking == [b"key", b"2"]
 
 
 @either_way
@@ -493,3 +506,16 @@ def test_without_the_client_it_is_said_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "redis", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'resilience-kit\[fleet\]'"):
         Connection("redis://localhost")
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("@user_script:1: RESILIENCE_CONTENT key", StoreContentError),
+        ("@user_script:1: WRONGTYPE Operation against a key holding the wrong kind of value", StoreContentError),
+        ("@user_script:387: @user_script: 387: -OOM command not allowed", StoreUnavailableError),
+    ],
+)
+def test_what_redis_6_says_of_an_error_in_a_script_is_understood(connection, said, kind):
+    error = redis.exceptions.ResponseError(f"Error running script (call to f_c918bfba5cf1e6b4): {said}")
+    assert type(connection.failure(error, ["key"])) is kind

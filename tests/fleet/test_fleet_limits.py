@@ -22,8 +22,13 @@ from resilience_kit import (
     get_all_resilience_stats,
     rate_limited,
 )
-from resilience_kit.fleet.fleets import current_fleet
+from resilience_kit.fleet.connection import Connection
+from resilience_kit.fleet.fleets import Fleet, current_fleet
 from resilience_kit.fleet.limit_store import ValkeyLimits, Wish, limits_of
+from resilience_kit.fleet.membership import Member
+from resilience_kit.registry import mode
+from resilience_kit.settings import current_settings
+from resilience_kit.testing import no_waiting
 
 PROGRAM = Path(__file__).parent / "caller_process.py"
 # 60 requests in 2 seconds, ten in a sixth of that, and 3,000 tokens.
@@ -136,7 +141,7 @@ def story(callers, limit=QUOTA):
         for kind, at, *_ in list(caller.said)
         if kind.startswith("Store") or kind == "refused"
     ]
-    return moves, told
+    return f"{moves} {told}"
 
 
 def sent_by(callers):
@@ -444,6 +449,24 @@ async def test_garbage_under_a_key_of_a_limit_is_an_error_that_names_the_key(fle
     assert raised.value.key == key
 
 
+async def test_garbage_that_a_cancelled_call_met_is_no_error_of_a_later_call(fleet, store_url):
+    key = fleet.connection.key("limit:fleet", "quota")
+
+    @rate_limited("fleet", min_interval=0)
+    async def ask():
+        return "four"
+
+    with redis.Redis.from_url(store_url) as client:
+        client.set(key, "garbage")
+        asking = asyncio.create_task(ask())
+        for _ in range(2):
+            await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.sleep(0.2)
+        client.delete(key)
+    assert await ask() == "four"
+
+
 async def test_statistics_tell_of_the_whole_fleet(fleet):
     other = ValkeyLimits(fleet.connection, "fleet", "another process", fleet.member.channel)
     other.reserve_blocking(Wish(limits_of(60, 150_000, 60.0), requests=3, tokens=300))
@@ -470,3 +493,145 @@ def test_a_process_that_ends_gives_its_slots_and_leases_back(fleet, store_url):
         assert struct.unpack("<dd", client.hget(slots, "all")) == (0, 0)
         # the eleventh and twelfth number of the header: requests and tokens of all
         assert struct.unpack_from("<dd", client.get(quota), 11 * 8) == (20, 200)
+
+
+async def test_an_answer_that_takes_longer_than_a_lease_lasts_is_asked_for_again_with_a_longer_one(
+    proxy, prefix, monkeypatch
+):
+    monkeypatch.setenv("RESILIENCE_STORE", f"redis://127.0.0.1:{proxy.port}")
+    monkeypatch.setenv("RESILIENCE_STORE_PREFIX", prefix)
+    monkeypatch.setenv("RESILIENCE_STORE_DEADLINE_SECONDS", "5")
+    proxy.delay = 0.05
+
+    @rate_limited("fleet", tokens=10, min_interval=0, period=1.0)
+    async def ask():
+        return "four"
+
+    assert await asyncio.wait_for(ask(), 10) == "four"
+
+
+async def test_a_process_that_is_held_back_by_slow_answers_does_not_ask_the_store_again_and_again(
+    own_server, prefix, monkeypatch
+):
+    monkeypatch.setenv("RESILIENCE_STORE", own_server.url)
+    monkeypatch.setenv("RESILIENCE_STORE_PREFIX", prefix)
+    monkeypatch.setenv("RESILIENCE_STORE_DEADLINE_SECONDS", "5")
+
+    @rate_limited("fleet", tokens=1, min_interval=0, requests_per_minute=6_000, max_concurrent=10, adaptive="latency")
+    async def ask(seconds):
+        await asyncio.sleep(seconds)
+
+    for seconds in (0.01, 0.1):
+        await asyncio.gather(*(ask(seconds) for _ in range(20)))
+    calls = [asyncio.create_task(ask(60)) for _ in range(12)]
+    with own_server.client() as client:
+
+        def asked():
+            return client.info("commandstats")["cmdstat_evalsha"]["calls"]
+
+        await asyncio.sleep(0.2)
+        before = asked()
+        await asyncio.sleep(0.3)
+        assert get_all_resilience_stats()["rate_limiters"]["fleet"]["in_flight"] < 10
+        assert asked() - before < 20
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+
+
+@pytest.fixture
+def fleet_with_beat(store_url, prefix, monkeypatch):
+    """As `fleet`, with signs of life more or less often."""
+
+    def join(beat):
+        monkeypatch.setenv("RESILIENCE_STORE", store_url)
+        settings = current_settings()
+        connection = Connection(store_url, prefix=prefix, deadline=5)
+        key = (settings.resilience_store, settings.resilience_store_prefix, settings.resilience_store_deadline_seconds)
+        mode.fleets[key] = Fleet(connection, Member(connection, beat=beat))
+        return current_fleet()
+
+    return join
+
+
+async def test_a_call_that_waits_for_its_start_keeps_its_place_among_those_of_other_processes(fleet_with_beat):
+    lively_fleet = fleet_with_beat(0.1)
+    other = ValkeyLimits(lively_fleet.connection, "fleet", "another process", lively_fleet.member.channel)
+    limits = limits_of(60, 1_000, 60.0)
+
+    @rate_limited("fleet", tokens=10, tokens_per_minute=1_000, min_interval=0)
+    async def ask():
+        return "four"
+
+    other.reserve_blocking(Wish(limits, requests=1, tokens=1_000))
+    asking = asyncio.create_task(ask())
+    await asyncio.to_thread(eventually, lambda: other.reserve_blocking(Wish(limits)).tokens_then == 1_010)
+    # starts when the call has left the window, two periods from now
+    other.reserve_blocking(Wish(limits, requests=1, tokens=995))
+    # some signs of life
+    await asyncio.sleep(0.5)
+    last = other.reserve_blocking(Wish(limits, requests=1, tokens=5))
+    asking.cancel()
+    assert last.wait < 150
+
+
+@pytest.mark.parametrize("has_asked", [True, False])
+async def test_a_test_that_skips_its_waits_does_not_wait_for_the_servers_clock(fleet, has_asked):
+    @rate_limited("fleet", tokens=10, requests_per_minute=6, min_interval=0)
+    async def ask():
+        return "four"
+
+    if has_asked:
+        await ask()
+    with no_waiting():
+        assert [await ask() for _ in range(40)] == ["four"] * 40
+
+
+async def test_a_process_that_has_left_its_fleet_has_its_share(fleet):
+    @rate_limited("fleet", tokens=10, min_interval=0, requests_per_minute=6_000)
+    async def ask():
+        return "four"
+
+    await ask()
+    await asyncio.to_thread(fleet.close)
+    assert await asyncio.wait_for(ask(), 10) == "four"
+
+
+async def test_a_call_that_has_waited_as_long_as_it_may_is_told_how_long_the_line_of_the_fleet_is(fleet):
+    other = ValkeyLimits(fleet.connection, "fleet", "another process", fleet.member.channel)
+    other.reserve_blocking(Wish(limits_of(60, 1_000, 60.0), requests=1, tokens=1_000))
+
+    @rate_limited("fleet", tokens=10, tokens_per_minute=1_000, min_interval=0, max_wait=0.5)
+    async def ask():
+        return "four"
+
+    with pytest.raises(RateLimitTimeoutError) as refused:
+        await ask()
+    assert refused.value.retry_after > 30
+
+
+async def test_a_call_that_is_larger_than_a_share_waits_for_a_store_that_is_back(fleet):
+    other = ValkeyLimits(fleet.connection, "fleet", "another process", fleet.member.channel)
+    another = Member(Connection(fleet.connection._url, prefix=fleet.connection.prefix, deadline=5))
+    another.start()
+    await asyncio.to_thread(eventually, lambda: fleet.member.live == 2)
+    other.reserve_blocking(Wish(limits_of(60, 1_000, 60.0), begin_shares=1.0))
+
+    @rate_limited("fleet", tokens=900, tokens_per_minute=1_000, min_interval=0)
+    async def ask():
+        return "four"
+
+    try:
+        assert await asyncio.wait_for(ask(), 20) == "four"
+    finally:
+        await asyncio.to_thread(another.close)
+
+
+async def test_a_call_that_ends_while_the_store_is_asked_for_a_slot_makes_room_for_the_next(fleet_with_beat):
+    fleet_with_beat(60)
+
+    @rate_limited("fleet", tokens=1, min_interval=0, requests_per_minute=6_000, max_concurrent=1)
+    async def ask():
+        return "four"
+
+    assert await asyncio.wait_for(asyncio.gather(*(ask() for _ in range(20))), 10) == ["four"] * 20

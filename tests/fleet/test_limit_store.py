@@ -309,6 +309,12 @@ def test_a_limit_that_nobody_uses_is_forgotten(fleet, client):
     assert 2_000 <= client.pttl(key(fleet, "quota")) <= 5_000
 
 
+def test_what_may_be_sent_for_longer_than_the_period_is_remembered_for_as_long(fleet, client):
+    fleet.ask(replace(limits_of(12, 100, 0.1), validity=2.0), 1, 1)
+
+    assert client.pttl(key(fleet, "quota")) >= 2_000
+
+
 def test_a_limit_that_is_used_for_long_is_forgotten_too(fleet, client):
     limits = limits_of(600, 1_000, 1.0)
     for _ in range(1_000):

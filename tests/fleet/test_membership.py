@@ -359,6 +359,14 @@ def test_those_who_wait_for_the_store_are_called_before_others_ask_it_again(join
     assert seen == [True]
 
 
+def test_those_who_have_to_do_without_the_store_are_told_when_it_is_lost(join, own_server):
+    member, seen = join(own_server.url), []
+    member.on_lost(lambda: seen.append(member.is_lost))
+    own_server.kill()
+    eventually(lambda: seen)
+    assert seen == [True]
+
+
 def test_nothing_is_called_at_a_beat_while_the_store_is_gone(join, own_server):
     member, beats = join(own_server.url), []
     member.on_beat(lambda: beats.append(member.is_lost))

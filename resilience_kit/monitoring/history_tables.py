@@ -203,7 +203,6 @@ class SqlAlchemyTable:
 
     def read(self, resolution: int, start: float, end: float) -> list[bytes]:
         """The packed samples of a stretch of time, the oldest first; from any thread."""
-        self._make()
         columns = self._table.c
         query = (
             self._sql.select(columns.data)

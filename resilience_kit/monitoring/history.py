@@ -66,6 +66,7 @@ class History:
         # as often as the thread writes
         self._interval = _SECOND
         self._has_warned: set[str] = set()
+        self._has_samples = False
         self._start_anew()
         _all.add(self)
 
@@ -99,7 +100,7 @@ class History:
     def add(self, sample: Sample) -> None:
         """Have a sample written within a second; returns at once. It may be given to a `Sampler` as a sink."""
         with self._has_news:
-            self._has_ended = False
+            self._has_ended, self._has_samples = False, True
             self._added.append(sample)
             # merged by the thread, unless it is held up: then what was added last is what is known best
             del self._added[:-_MOST_UNWRITTEN]
@@ -136,6 +137,9 @@ class History:
         try:
             rows = self._table.read(resolution, start, self._clock() + 1 if end is None else end)
         except self._table.errors as error:
+            if isinstance(error, FileNotFoundError) and self._has_samples:
+                # the first are on their way
+                return []
             problem = _told(error)
         if problem is not None:
             # a database's error may quote its URL

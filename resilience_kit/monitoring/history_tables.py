@@ -134,7 +134,9 @@ class SqliteTable:
         return self._writer
 
     def _ask(self, query: str, values: tuple[Any, ...]) -> Iterable[Any]:
-        # not as a new file, where there is none
+        if not self._path.exists():
+            raise FileNotFoundError
+        # not as a new file, should it go now
         with closing(sqlite3.connect(f"{self._path.as_uri()}?mode=rw", timeout=_PATIENCE, uri=True)) as reader:
             return reader.execute(query, values).fetchall()
 

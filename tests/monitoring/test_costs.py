@@ -16,13 +16,13 @@ NOW = datetime(2026, 11, 10, 12, tzinfo=UTC).timestamp()
 HOUR, DAY = 3_600, 86_400
 
 
-def spent(before, usd=1.0, agent="A", model="gpt-4o", calls=1, unknown=0, seconds=60):
+def spent(before, usd=1.0, agent="A", model="gpt-4o", *, calls=1, unknown=0):
     """What an agent spent in a minute, so many seconds before now."""
     counters = {"calls": calls, "prompt_tokens": 100, "completion_tokens": 50, "usd": usd}
     if unknown:
         counters["calls_of_unknown_price"] = unknown
     readings = Reading("agents", agent, counters), Reading("models", model, counters)
-    return Sample(NOW - before, seconds, "one", readings)
+    return Sample(NOW - before, 60, "one", readings)
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_where_no_price_is_known_at_all_there_is_no_sum_and_no_projection(costs)
 
 
 def test_where_nothing_was_called_nothing_was_spent(costs):
-    found = costs()
+    found = costs(Sample(NOW - 60, 60, "one"))
     assert (found.today.usd, found.month.usd, found.projected_usd) == (0, 0, None)
 
 

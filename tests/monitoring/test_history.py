@@ -214,6 +214,16 @@ def test_another_thread_and_another_process_read_what_was_written(place):
     assert finished.stdout.split() == ["1", "1"]
 
 
+def test_what_was_not_yet_written_is_nothing_and_no_error(place, monkeypatch):
+    with History(place) as history:
+        held = threading.Event()
+        write = history._write
+        monkeypatch.setattr(history, "_write", lambda samples: (held.wait(10), write(samples)))
+        history.add(sample(NOON))
+        assert (history.read(0), history.total(0)) == ([], None)
+        held.set()
+
+
 def test_a_place_where_there_is_nothing_is_not_made_by_reading(place):
     with pytest.raises(ConfigurationError, match="there is no history to read at"):
         History(place).read(0)

@@ -6,10 +6,11 @@ The parts on quotas run in real minutes, six for `quota`, and with `--all` seven
 
 import sys
 
-from benchmarks import counting, fleet, fleet_simulation, imports, overhead, planning, quota, reach, waiters
+from benchmarks import counting, fleet, fleet_simulation, imports, listening, overhead, planning, quota, reach, waiters
 
 if __name__ == "__main__":
     overhead.main()
+    listening.main()
     waiters.main()
     counting.main()
     imports.main()

@@ -356,7 +356,8 @@ def test_those_who_wait_for_the_store_are_called_before_others_ask_it_again(join
     own_server.restart()
     member.lost(StoreUnavailableError("gone", name="x", reason="TimeoutError"))
     eventually(lambda: seen and not member.is_lost)
-    assert seen == [True]
+    # twice where a sign of life failed while the server was started anew
+    assert set(seen) == {True}
 
 
 def test_those_who_have_to_do_without_the_store_are_told_when_it_is_lost(join, own_server):

@@ -82,7 +82,7 @@ class Webhook:
         max_elapsed: float = 120.0,
     ) -> None:
         self._url = _checked_url(url)
-        if not isinstance(secret, str) or len(secret) < _FEWEST_CHARACTERS:
+        if len(secret) < _FEWEST_CHARACTERS:
             raise ConfigurationError(f"Webhook(secret=...): expected a text of {_FEWEST_CHARACTERS} characters or more")
         if not is_number(timeout) or timeout <= 0:
             raise ConfigurationError(f"Webhook(timeout={timeout!r}): expected seconds above 0")
@@ -249,10 +249,8 @@ class Courier:
             _log.warning(message, *arguments)
 
 
-def _checked_url(url: object) -> str:
+def _checked_url(url: str) -> str:
     expected = "Webhook(url=...): expected https:// or http:// and a host, without a user and a password in it"
-    if not isinstance(url, str):
-        raise ConfigurationError(expected)
     try:
         parts = urlsplit(url)
         is_fine = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from resilience_kit.monitoring.alert_rules import Rule
+from resilience_kit.monitoring.alert_rules import Measure, Rule
 from resilience_kit.monitoring.measures import Histogram, Reading, Sample
 from resilience_kit.validating import is_number
 
@@ -41,7 +41,7 @@ class Subject:
     advice: str
 
 
-SUBJECTS = {
+SUBJECTS: dict[Measure, Subject] = {
     "circuit_open_seconds": Subject(
         "circuit",
         "has not been closed for",
@@ -98,21 +98,9 @@ def meter_of(rule: Rule, forecasters: "Mapping[str, Forecaster]") -> Meter:
     """What works out the values of a rule."""
     if not isinstance(rule.measure, str):
         return _OwnMeter(rule.measure)
-    match rule.measure:
-        case "circuit_open_seconds":
-            return _OpenCircuits()
-        case "rate_limited_share":
-            return _WindowMeter(rule, "rate_limiters", _counters("calls_rate_limited", "calls_admitted"), _share)
-        case "truncation_share":
-            return _WindowMeter(rule, "agents", _counters("truncations", "calls"), _share)
-        case "wait_p95_seconds":
-            return _WindowMeter(rule, "rate_limiters", lambda reading: reading.histogram("wait").counts, _p95)
-        case "budget_used_share":
-            return _UsedBudgets()
-        case "budget_projected_share":
-            return _ProjectedBudgets(rule.over_seconds)
-        case "forecast_share":
-            return _Forecasts(forecasters)
+    if rule.measure == "forecast_share":
+        return _Forecasts(forecasters)
+    return _METERS[rule.measure](rule)
 
 
 def text_of(rule: Rule, name: str, value: float | None, *, is_over: bool) -> str:
@@ -339,3 +327,17 @@ class _OwnMeter:
 def only(values: Values, names: Iterable[str] | None) -> Values:
     """The values of some names, or of all."""
     return values if names is None else {name: values[name] for name in names if name in values}
+
+
+_METERS: dict[Measure, Callable[[Rule], Meter]] = {
+    "circuit_open_seconds": lambda _: _OpenCircuits(),
+    "rate_limited_share": lambda rule: _WindowMeter(
+        rule, "rate_limiters", _counters("calls_rate_limited", "calls_admitted"), _share
+    ),
+    "wait_p95_seconds": lambda rule: _WindowMeter(
+        rule, "rate_limiters", lambda reading: reading.histogram("wait").counts, _p95
+    ),
+    "budget_used_share": lambda _: _UsedBudgets(),
+    "budget_projected_share": lambda rule: _ProjectedBudgets(rule.over_seconds),
+    "truncation_share": lambda rule: _WindowMeter(rule, "agents", _counters("truncations", "calls"), _share),
+}

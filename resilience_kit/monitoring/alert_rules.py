@@ -117,57 +117,8 @@ class RuleFile:
     silences: tuple[Silence, ...] = ()
 
 
-DEFAULT_RULES = (
-    Rule(
-        name="circuit-open",
-        measure="circuit_open_seconds",
-        above=30,
-        clear_for_seconds=60,
-        severity="critical",
-    ),
-    Rule(
-        name="rate-limited",
-        measure="rate_limited_share",
-        above=0.05,
-        clears_at=0.02,
-        for_seconds=60,
-        clear_for_seconds=60,
-        least_calls=20,
-    ),
-    Rule(
-        name="slow-waits",
-        measure="wait_p95_seconds",
-        above=10,
-        clears_at=5,
-        for_seconds=120,
-        clear_for_seconds=120,
-        least_calls=20,
-    ),
-    Rule(name="budget-used", measure="budget_used_share", above=0.9, clears_at=0.8),
-    Rule(
-        name="budget-runs-out",
-        measure="budget_projected_share",
-        above=1.0,
-        clears_at=0.9,
-        for_seconds=300,
-        clear_for_seconds=300,
-        over_seconds=900,
-    ),
-    Rule(name="forecast-above-quota", measure="forecast_share", above=1.0, clears_at=0.9, clear_for_seconds=300),
-    Rule(
-        name="truncations",
-        measure="truncation_share",
-        above=0.1,
-        clears_at=0.05,
-        clear_for_seconds=300,
-        over_seconds=3_600,
-        least_calls=20,
-    ),
-)
-
-
 def load_rules(path: str | Path) -> RuleFile:
-    """Read a file of rules.
+    r"""Read a file of rules.
 
     A rule with the name of a default one changes that one, and needs to say only what differs; any other says at least
     its `measure` and `above`. `enabled = false` switches a rule off, and `keep_defaults = false` all default ones.
@@ -189,7 +140,7 @@ def load_rules(path: str | Path) -> RuleFile:
         >>> from resilience_kit.monitoring.alert_rules import load_rules
         >>> with TemporaryDirectory() as folder:
         ...     file = Path(folder, "alerts.toml")
-        ...     _ = file.write_text('[rules.circuit-open]\\nabove = 10\\n')
+        ...     _ = file.write_text('[rules.circuit-open]\nabove = 10')
         ...     load_rules(file).rules[0].above
         10
     """
@@ -252,7 +203,7 @@ def _rule(path: str | Path, name: str, table: object, default: Rule | None) -> R
         for key in ("measure", "above"):
             if key not in given:
                 raise ConfigurationError(f"{path}: {where}: {key} is missing: expected {_EXPECTED[key]}")
-        complete = {field.name: field.default for field in fields(Rule)} | given
+        complete: dict[str, Any] = {field.name: field.default for field in fields(Rule)} | given
     else:
         complete = {field.name: getattr(default, field.name) for field in fields(Rule)} | given
         # a bound that was lowered beneath the default's takes that with it
@@ -332,3 +283,52 @@ def _bad(path: str | Path, key: str, value: object, expected: str) -> Configurat
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(names))
+
+
+DEFAULT_RULES = (
+    Rule(
+        name="circuit-open",
+        measure="circuit_open_seconds",
+        above=30,
+        clear_for_seconds=60,
+        severity="critical",
+    ),
+    Rule(
+        name="rate-limited",
+        measure="rate_limited_share",
+        above=0.05,
+        clears_at=0.02,
+        for_seconds=60,
+        clear_for_seconds=60,
+        least_calls=20,
+    ),
+    Rule(
+        name="slow-waits",
+        measure="wait_p95_seconds",
+        above=10,
+        clears_at=5,
+        for_seconds=120,
+        clear_for_seconds=120,
+        least_calls=20,
+    ),
+    Rule(name="budget-used", measure="budget_used_share", above=0.9, clears_at=0.8),
+    Rule(
+        name="budget-runs-out",
+        measure="budget_projected_share",
+        above=1.0,
+        clears_at=0.9,
+        for_seconds=300,
+        clear_for_seconds=300,
+        over_seconds=900,
+    ),
+    Rule(name="forecast-above-quota", measure="forecast_share", above=1.0, clears_at=0.9, clear_for_seconds=300),
+    Rule(
+        name="truncations",
+        measure="truncation_share",
+        above=0.1,
+        clears_at=0.05,
+        clear_for_seconds=300,
+        over_seconds=3_600,
+        least_calls=20,
+    ),
+)

@@ -228,7 +228,9 @@ class Alerts:
         Returns:
             Whether all was.
         """
-        return all([courier.close(timeout) for courier in self._couriers])
+        # each is waited for, also after one that could not
+        delivered = [courier.close(timeout) for courier in self._couriers]
+        return all(delivered)
 
     def _look(self, watch: _Watch, sample: Sample, current: list[Alert], news: list[Alert]) -> None:
         rule = watch.rule

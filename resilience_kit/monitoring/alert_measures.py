@@ -110,12 +110,14 @@ def text_of(rule: Rule, name: str, value: float | None, *, is_over: bool) -> str
     who = f"{subject.kind} {name!r}".strip()
     if is_over:
         return f"{rule.name} is over: {who}."
-    seen = "" if value is None else f" {_shown(value, subject.unit)}"
+    seen, bound = _shown(value, subject.unit), _shown(rule.above, subject.unit)
     advice = rule.advice or subject.advice
-    return f"{who} {subject.what}{seen}; the bound is {_shown(rule.above, subject.unit)}. {advice}".strip()
+    return f"{who[0].upper()}{who[1:]} {subject.what} {seen}; the bound is {bound}. {advice}".strip()
 
 
-def _shown(value: float, unit: str) -> str:
+def _shown(value: float | None, unit: str) -> str:
+    if value is None:
+        return "nothing known"
     if unit == "share":
         return f"{100 * value:.3g} %"
     return f"{value:.4g} {unit}".strip()

@@ -66,6 +66,23 @@ class Alert:
         return asdict(self)
 
 
+def example_alert(rule: Rule, at: float) -> Alert:
+    """What a rule would deliver if it fired, for a test of the way to its receivers; it says so in its text."""
+    value = rule.above + max(1.0, abs(rule.above)) / 2
+    return Alert(
+        rule=rule.name,
+        name="test",
+        state="firing",
+        severity=rule.severity,
+        since=at - rule.for_seconds,
+        at=at,
+        value=value,
+        bound=rule.above,
+        text=f"This is a test of {rule.name}, and all is well. {text_of(rule, 'test', value, is_over=False)}",
+        process="test",
+    )
+
+
 class Condition:
     """The state of one rule for one name.
 

@@ -62,8 +62,8 @@ class Metric:
 
     @property
     def opentelemetry(self) -> str:
-        """Its name in OpenTelemetry, where the unit stands beside it."""
-        return f"{PREFIX}.{self.base}"
+        """Its name in OpenTelemetry, where the unit of a time stands beside it."""
+        return ".".join((PREFIX, self.base, *([self.unit] if self.unit in ("tokens", "usd") else [])))
 
     @property
     def opentelemetry_unit(self) -> str:
@@ -236,7 +236,6 @@ OPERATION_DURATION_BOUNDS = tuple(0.01 * 2**power for power in range(14))
 # What a span is told of, by the name of the event's type.
 SPAN_EVENTS: Mapping[str, str] = {
     "Waiting": f"{PREFIX}.waiting",
-    "Admitted": f"{PREFIX}.admitted",
     "WaitRefused": f"{PREFIX}.wait_refused",
     "RateLimited": f"{PREFIX}.rate_limited",
     "Retrying": f"{PREFIX}.retrying",

@@ -142,8 +142,8 @@ class _Metrics:
             self._queue.append((kind, name, values))
 
     def hear(self, event: Event) -> None:
-        if isinstance(event, Admitted) and event.waited:
-            self._queue.append((Admitted, event.name, (event.waited,)))
+        name, *values = (getattr(event, field.name) for field in fields(event))
+        self.tally(type(event), name, tuple(values))
 
     # Its thread
 

@@ -431,8 +431,11 @@ def test_a_forecast_is_compared_with_the_limits_tokens_per_minute(forecaster, pe
     assert bool(found) == fires
 
 
-def test_a_forecast_of_a_limit_that_is_not_in_use_says_nothing():
-    assert seen(DEFAULTS["forecast-above-quota"], [sample(1.0)], forecasters={"chat": Foresight(1e9)}) == []
+@pytest.mark.parametrize("readings", [(), (Reading("rate_limiters", "chat"),)], ids=["no limit", "no gauges"])
+def test_a_forecast_of_a_limit_of_which_nothing_is_known_says_nothing(readings):
+    forecasters = {"chat": Foresight(1e9)}
+
+    assert seen(DEFAULTS["forecast-above-quota"], [sample(1.0, *readings)], forecasters=forecasters) == []
 
 
 def test_an_agent_whose_prompts_are_cut_too_often_is_told():

@@ -1,7 +1,9 @@
 """Prometheus: real scrapes over HTTP, and the files in contrib/ against what is scraped."""
 
+import importlib
 import json
 import re
+import sys
 import threading
 from pathlib import Path
 from wsgiref.simple_server import WSGIRequestHandler, make_server
@@ -258,6 +260,14 @@ def test_without_a_registry_it_is_the_one_of_the_process():
     finally:
         stop()
     assert b"resilience_kit_calls_admitted" not in generate_latest()
+
+
+def test_without_the_client_the_extra_is_named(monkeypatch):
+    name = "resilience_kit.monitoring.prometheus"
+    monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(ImportError, match=r"pip install 'resilience-kit\[prometheus\]'"):
+        importlib.import_module(name)
 
 
 # What ships in contrib/

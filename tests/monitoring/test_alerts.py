@@ -113,9 +113,9 @@ def test_what_was_not_seen_for_a_minute_is_not_taken_for_lasting():
     assert condition.since == 3_600
 
 
-def test_samples_of_a_minute_have_no_gap_between_them():
-    condition = Condition(pressure(for_seconds=100))
-    states = [condition.update(11, float(at), seconds=60) for at in (60, 120, 180)]
+def test_samples_of_an_hour_have_no_gap_between_them():
+    condition = Condition(pressure(for_seconds=5_000))
+    states = [condition.update(11, float(at), seconds=3_600) for at in (3_600, 7_200, 10_800)]
 
     assert states == ["pending", "pending", "firing"]
 

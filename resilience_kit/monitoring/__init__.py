@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from resilience_kit.monitoring.alert_rules import Rule, Silence, load_rules
     from resilience_kit.monitoring.alerts import Alert, Alerts
     from resilience_kit.monitoring.costs import costs_of
+    from resilience_kit.monitoring.fleet_alerts import FleetAlerts
     from resilience_kit.monitoring.fleet_samples import FleetSamples
     from resilience_kit.monitoring.history import History
     from resilience_kit.monitoring.otel import export_to_opentelemetry
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Alert",
     "Alerts",
+    "FleetAlerts",
     "FleetSamples",
     "History",
     "Rule",
@@ -38,6 +40,7 @@ __all__ = [
 _HOMES = {
     "Alert": "alerts",
     "Alerts": "alerts",
+    "FleetAlerts": "fleet_alerts",
     "FleetSamples": "fleet_samples",
     "History": "history",
     "Rule": "alert_rules",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from resilience_kit.errors import ConfigurationError, StoreUnavailableError
+from resilience_kit.errors import ConfigurationError, StoreContentError, StoreUnavailableError
 from resilience_kit.fleet.connection import Argument, packaged_script
 from resilience_kit.fleet.fleets import Fleet, current_fleet
 from resilience_kit.monitoring.measures import Sample, merge, packed, unpacked
@@ -49,6 +49,9 @@ class ProcessSamples:
 class FleetSamples:
     """Puts this process's samples into the fleet's store, and reads everybody's.
 
+    Args:
+        fleet: Which one. Default: that of the settings in force, if there is one.
+
     Example:
         >>> from resilience_kit.monitoring.fleet_samples import FleetSamples
         >>> from resilience_kit.monitoring.sampler import Sampler
@@ -58,7 +61,8 @@ class FleetSamples:
         []
     """
 
-    def __init__(self) -> None:
+    def __init__(self, fleet: Fleet | None = None) -> None:
+        self._given = fleet
         self._lock = threading.Lock()
         self._unsent: deque[bytes] = deque(maxlen=_MOST_SAMPLES)
         self._total: Sample | None = None
@@ -72,7 +76,7 @@ class FleetSamples:
         Raises:
             ConfigurationError: There is a store, and the extra `fleet` is not installed.
         """
-        fleet = current_fleet()
+        fleet = self._given or current_fleet()
         if fleet is None:
             return
         data = packed(sample)
@@ -100,7 +104,7 @@ class FleetSamples:
             ConfigurationError: There is a store, and the extra `fleet` is not installed.
             StoreUnavailableError: The store is gone or slow.
         """
-        fleet = current_fleet()
+        fleet = self._given or current_fleet()
         if fleet is None:
             return []
         if fleet.member.is_lost:
@@ -141,10 +145,12 @@ class FleetSamples:
     def _read(self, fleet: Fleet, most: int) -> list[tuple[str, ProcessSamples]]:
         connection = fleet.connection
         index = [connection.key("samples")]
-        ids = [
-            member.decode(errors="replace")
-            for member in connection.run_blocking(packaged_script("sampled"), index, [_MOST_PROCESSES])
-        ]
+        try:
+            answer = connection.run_blocking(packaged_script("sampled"), index, [_MOST_PROCESSES])
+        except StoreContentError:
+            self._warn_of_garbage(index[0])
+            return []
+        ids = [member.decode(errors="replace") for member in answer]
         members = [member for member in ids if _ID.fullmatch(member)]
         if len(members) != len(ids):
             self._warn_of_garbage(index[0])

@@ -82,7 +82,8 @@ class Webhook:
         max_elapsed: float = 120.0,
     ) -> None:
         self._url = _checked_url(url)
-        if len(secret) < _FEWEST_CHARACTERS:
+        # as of a variable that is not set
+        if not secret or len(secret) < _FEWEST_CHARACTERS:
             raise ConfigurationError(f"Webhook(secret=...): expected a text of {_FEWEST_CHARACTERS} characters or more")
         if not is_number(timeout) or timeout <= 0:
             raise ConfigurationError(f"Webhook(timeout={timeout!r}): expected seconds above 0")

@@ -311,7 +311,8 @@ DEFAULT_RULES = (
         clear_for_seconds=120,
         least_calls=20,
     ),
-    Rule(name="budget-used", measure="budget_used_share", above=0.9, clears_at=0.8),
+    # a budget of a minute is used again and again: that is one alert, not one each minute
+    Rule(name="budget-used", measure="budget_used_share", above=0.9, clears_at=0.8, clear_for_seconds=300),
     Rule(
         name="budget-runs-out",
         measure="budget_projected_share",

@@ -7,6 +7,7 @@ circuits in the call itself, and only where one is recording.
 
 import atexit
 import inspect
+import logging
 import os
 import threading
 import time
@@ -34,6 +35,8 @@ _SECOND = 1.0
 _MOST_QUEUED = 200_000
 _PATIENCE = 5.0
 _SCOPE = "resilience_kit"
+
+_log = logging.getLogger("resilience_kit.monitoring")
 
 # What a span is told of: a call that is admitted is shown as the span of its wait.
 _SHOWN = frozenset({Admitted, *(getattr(events, name) for name in metric_names.SPAN_EVENTS)})
@@ -96,6 +99,7 @@ class _Metrics:
         self._names = names_by_section()
         self._shown: tuple[float, dict[str, Any]] = (-1.0, {})
         self._is_open = True
+        self._has_failed = False
         self._tokens = _histogram(
             meter,
             metric_names.TOKEN_USAGE,
@@ -157,15 +161,22 @@ class _Metrics:
 
     def _record_queued(self) -> None:
         for _ in range(len(self._queue)):
-            kind, name, values = self._queue.popleft()
-            if kind is BudgetSettled:
-                self._record_usage(name, values)
-                continue
-            limit = {_attribute("limit"): self._names["rate_limiters"].shown(name)}
-            if kind is Answered:
-                self._durations.record(values[0], {**self._common, **limit})
-            else:
-                self._waits.record(values[0], limit)
+            try:
+                self._record(*self._queue.popleft())
+            except Exception as error:  # noqa: BLE001 - an SDK may raise anything, and is asked again
+                if not self._has_failed:
+                    self._has_failed = True
+                    _log.warning("recording a measurement raised %s", type(error).__name__)
+
+    def _record(self, kind: type[Event], name: str, values: tuple[Any, ...]) -> None:
+        if kind is BudgetSettled:
+            self._record_usage(name, values)
+            return
+        limit = {_attribute("limit"): self._names["rate_limiters"].shown(name)}
+        if kind is Answered:
+            self._durations.record(values[0], {**self._common, **limit})
+        else:
+            self._waits.record(values[0], limit)
 
     def _record_usage(self, agent: str, values: tuple[Any, ...]) -> None:
         _, prompt_tokens, completion_tokens, _, model = values

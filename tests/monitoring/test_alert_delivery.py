@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import socket
 import threading
 import time
@@ -177,6 +178,11 @@ def test_an_address_that_cannot_work_is_refused_without_telling_it(url):
 
     assert "T0KEN" not in str(refused.value)
     assert refused.value.__cause__ is None
+
+
+def test_a_key_that_is_missing_is_refused():
+    with pytest.raises(ConfigurationError, match="expected a text of 16 characters or more"):
+        Webhook("https://hooks.example.com", secret=os.environ.get("NO_SUCH_VARIABLE"))
 
 
 def test_a_key_that_is_too_short_is_refused_without_telling_it():

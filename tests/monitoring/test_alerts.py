@@ -381,6 +381,12 @@ def test_a_budget_is_used_by_whichever_of_its_bounds_is_nearer(reading, fires):
     assert bool(seen(DEFAULTS["budget-used"], [sample(1.0, reading)])) == fires
 
 
+def test_a_budget_of_a_minute_that_is_used_each_minute_is_one_alert():
+    samples = [sample(float(at), budget(at % 60 * 17, 60 - at % 60)) for at in range(600)]
+
+    assert seen(DEFAULTS["budget-used"], samples) == [(53.0, "firing", "MathAgent")]
+
+
 def spending(pace, *, period=10_000, until=2_000, start=0):
     """A budget of 1,000 tokens whose use grows by `pace` a second."""
     return [sample(float(at), budget(pace * at, period - at), seconds=10) for at in range(start, until, 10)]

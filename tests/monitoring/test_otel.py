@@ -388,6 +388,22 @@ def test_what_is_queued_at_the_end_of_a_program_is_still_recorded():
     assert "gen_ai.client.token.usage" in finished.stdout
 
 
+def test_an_sdk_that_raises_is_told_of_once_and_asked_again(exported, caplog, monkeypatch):
+    asked = []
+
+    def record(self, *arguments):
+        asked.append(arguments)
+        raise ValueError
+
+    monkeypatch.setattr("opentelemetry.sdk.metrics._internal.instrument.Histogram.record", record)
+    for _ in range(2):
+        token_budget("MathAgent")(answer)("2 + 2?")
+    exported.stop()
+
+    assert len(asked) == 2
+    assert caplog.messages == ["recording a measurement raised ValueError"]
+
+
 def test_without_the_api_the_extra_is_named(monkeypatch):
     monkeypatch.delitem(sys.modules, otel.__name__)
     monkeypatch.setitem(sys.modules, "opentelemetry.trace", None)

@@ -96,7 +96,7 @@ _OWN = Subject("", "is at", "", "")
 
 def meter_of(rule: Rule, forecasters: "Mapping[str, Forecaster]") -> Meter:
     """What works out the values of a rule."""
-    if not isinstance(rule.measure, str):
+    if callable(rule.measure):
         return _OwnMeter(rule.measure)
     if rule.measure == "forecast_share":
         return _Forecasts(forecasters)
@@ -105,7 +105,7 @@ def meter_of(rule: Rule, forecasters: "Mapping[str, Forecaster]") -> Meter:
 
 def text_of(rule: Rule, name: str, value: float | None, *, is_over: bool) -> str:
     """What an alert says: about whom, what was seen, and what to do about it."""
-    subject = SUBJECTS[rule.measure] if isinstance(rule.measure, str) else _OWN
+    subject = _OWN if callable(rule.measure) else SUBJECTS[rule.measure]
     # with repr(), so that a name with a newline cannot forge a line
     who = f"{subject.kind} {name!r}".strip()
     if is_over:

@@ -14,8 +14,8 @@ from resilience_kit.testing.server_windows import RequestWindow, TokenWindow
 from resilience_kit.testing.wire_errors import ErrorStyle, Headers, RetryAfterSpelling
 
 
-def _exit_for_missing(error: ImportError) -> NoReturn:
-    sys.stderr.write(f"{error}\nThis command needs more packages: pip install 'resilience-kit[cli,testing]'\n")
+def _exit_for_missing(error: ImportError, extras: str = "cli,testing") -> NoReturn:
+    sys.stderr.write(f"{error}\nThis command needs more packages: pip install 'resilience-kit[{extras}]'\n")
     sys.exit(2)
 
 
@@ -190,3 +190,28 @@ def _range(text: str) -> tuple[float, float]:
         return float(least), float(most or least)
     except ValueError as error:
         raise typer.BadParameter(f"{text!r}: expected a number, or the least and the most, as 200-3000") from error
+
+
+@app.command()
+def doctor(
+    *,
+    model: Annotated[
+        list[str] | None, typer.Option(help="A model or deployment to look for; again for each further one.")
+    ] = None,
+    details: Annotated[bool, typer.Option("--details", help="Show each variable, library and extra too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check settings, tokenizer, prices, endpoint, store and libraries, and say what to do about what is wrong.
+
+    No key is shown or sent, and no request that costs. It ends with 1 where a check failed; warnings do not count.
+    """
+    from rich.console import Console
+
+    from resilience_kit.monitoring import doctor as checks
+
+    findings = checks.examine(model or ())
+    if as_json:
+        typer.echo(json.dumps(checks.as_json(findings), indent=2))
+    else:
+        Console().print(checks.as_table(findings, with_details=details))
+    raise typer.Exit(0 if checks.is_well(findings) else 1)

@@ -27,6 +27,8 @@ _AnyConnection = Any
 _MOST_CONNECTIONS = 32
 # Wrong content, as a script tells it: the code, then the key.
 _CONTENT = "RESILIENCE_CONTENT "
+# In a key's name: braces would end the part that says the slot, and line breaks the error that names the key.
+_ESCAPES = str.maketrans({character: f"%{ord(character):02X}" for character in "%{}\r\n"})
 # What the server says when a command meets a value of another type, or a script fails on what it has read.
 _SIGNS_OF_GARBAGE = ("WRONGTYPE ", "ERR user_script:", "user_script:", "ERR Error running script")
 
@@ -124,8 +126,8 @@ class Connection:
 
     def key(self, name: str, *parts: str) -> str:
         """The key of a part of what lies under a name; all parts of one name are in one slot of a cluster."""
-        # braces would end the part that says the slot; what UTF-8 cannot say is escaped
-        tag = name.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
+        # what UTF-8 cannot say is escaped too
+        tag = name.translate(_ESCAPES)
         text = ":".join((self.prefix, f"{{{tag}}}", *parts))
         return text.encode(errors="backslashreplace").decode()
 

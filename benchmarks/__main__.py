@@ -5,10 +5,11 @@ The parts on quotas run in real minutes, six for `quota` and seven for `reach`, 
 
 import sys
 
-from benchmarks import counting, imports, overhead, planning, quota, reach, waiters
+from benchmarks import counting, imports, listening, overhead, planning, quota, reach, waiters
 
 if __name__ == "__main__":
     overhead.main()
+    listening.main()
     waiters.main()
     counting.main()
     imports.main()

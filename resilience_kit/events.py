@@ -39,6 +39,20 @@ class Admitted(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Answered(Event):
+    """A call got its answer, or its stream was read to its end, `seconds` after it was admitted."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimited(Event):
+    """The server refused a call with a 429, and wants no other for `retry_after` seconds (None: it did not say)."""
+
+    retry_after: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WaitRefused(Event):
     """A call would wait longer than allowed: `seconds` is the known wait (None: it would never fit)."""
 
@@ -123,12 +137,13 @@ class CircuitRefused(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetSettled(Event):
-    """An agent's call ended: what was reserved for it, and what it used; `usd` is None where its price is unknown."""
+    """An agent's call ended: what was reserved for it, what it used, and of which model; None for what is unknown."""
 
     reserved: int
     prompt_tokens: int
     completion_tokens: int
     usd: float | None
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,11 +206,14 @@ class _Subscription:
     listener: Listener
     wants: Callable[[type[Event]], bool] | None
     tally: Tally | None
+    times_answers: bool = False
 
 
 _log = logging.getLogger(__name__)
 # Replaced, never changed: emit() may be walking it in another thread.
 _listeners: tuple[_Subscription, ...] = ()
+# Whether a tally counts how long answers take: else nobody looks at the clock for it.
+are_answers_timed = False
 _lock = threading.Lock()
 _sole_listener: ContextVar[tuple[_Subscription] | None] = ContextVar("resilience_kit_sole_listener", default=None)
 
@@ -211,7 +229,11 @@ if hasattr(os, "register_at_fork"):
 
 
 def subscribe(
-    listener: Listener, *, wants: Callable[[type[Event]], bool] | None = None, tally: Tally | None = None
+    listener: Listener,
+    *,
+    wants: Callable[[type[Event]], bool] | None = None,
+    tally: Tally | None = None,
+    times_answers: bool = False,
 ) -> Callable[[], None]:
     """Have `listener` called with each event, in the thread or task that caused it.
 
@@ -221,6 +243,8 @@ def subscribe(
             every call, no record is made if nobody wants it.
         tally: Called in place of `listener` with the type, the name and the values of the other fields of what
             happens in every call. It must not raise, unlike the other two.
+        times_answers: Whether the tally wants to hear of `Answered`, which is told where somebody listens. Default: it
+            hears of it where another listener makes it known.
 
     Returns:
         A function that ends the subscription; calling it again does nothing.
@@ -230,17 +254,21 @@ def subscribe(
         >>> stop = subscribe(lambda event: print(event) if isinstance(event, Retrying) else None)
         >>> stop()
     """
-    global _listeners  # noqa: PLW0603 - the one place where they are kept, replaced as a whole
-    subscription = _Subscription(listener, wants, tally)
+    subscription = _Subscription(listener, wants, tally, times_answers)
     with _lock:
-        _listeners = (*_listeners, subscription)
+        _replace_listeners((*_listeners, subscription))
 
     def unsubscribe() -> None:
-        global _listeners  # noqa: PLW0603 - see above
         with _lock:
-            _listeners = tuple(other for other in _listeners if other is not subscription)
+            _replace_listeners(tuple(other for other in _listeners if other is not subscription))
 
     return unsubscribe
+
+
+def _replace_listeners(listeners: tuple[_Subscription, ...]) -> None:
+    global _listeners, are_answers_timed  # noqa: PLW0603 - the one place where they are kept, replaced as a whole
+    _listeners = listeners
+    are_answers_timed = any(subscription.times_answers for subscription in listeners)
 
 
 @contextmanager

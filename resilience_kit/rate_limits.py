@@ -19,8 +19,10 @@ from resilience_kit import events
 from resilience_kit.errors import RateLimitTimeoutError, ResilienceError
 from resilience_kit.events import (
     Admitted,
+    Answered,
     QuotaRelaxed,
     QuotaTightened,
+    RateLimited,
     Waiting as WaitingEvent,
     WaitRefused,
     emit,
@@ -79,14 +81,16 @@ class RateLimitStatistics:
 class Ticket(Place, Passage):
     """One call's place in the queue, and then its slot."""
 
-    __slots__ = ("call", "is_answered", "limit", "sent", "tokens")
+    __slots__ = ("call", "is_answered", "is_timed", "limit", "sent", "tokens")
 
-    def __init__(self, limit: "RateLimit", call: Call, tokens: int) -> None:
+    def __init__(self, limit: "RateLimit", call: Call, tokens: int, is_timed: bool) -> None:  # noqa: FBT001 - as fast as can be
         self.limit = limit
         self.call = call
         self.tokens = tokens
         self.sent: Sent | None = None
         self.is_answered = False
+        # whether somebody wants to know how long its answer takes
+        self.is_timed = is_timed
 
     def opened(self, response: Any, /) -> None:
         """Believe what the server says of its limits."""
@@ -107,6 +111,8 @@ class Ticket(Place, Passage):
             # before the slot goes to the next in the queue, who must hear of it too
             if error is None:
                 self.opened(result)
+                if self.is_timed and self.sent is not None:
+                    tell(Answered, self.limit.name, (now() - self.sent.at,))
             elif is_rate_limit(error):
                 self.limit.refused(self, advice_from_error(error))
         finally:
@@ -195,8 +201,8 @@ class RateLimit:
         """
         if tokens > self._tokens_per_period:
             raise self._refusal(math.inf, max_wait, tokens)
-        ticket = Ticket(self, call, tokens)
         is_heard = events.is_heard(Admitted)
+        ticket = Ticket(self, call, tokens, is_heard or events.are_answers_timed)
         with self._lock:
             if not self._queue.lookouts:
                 self._start(ticket, call.now())
@@ -308,6 +314,7 @@ class RateLimit:
 
     def refused(self, ticket: Ticket, advice: ServerAdvice) -> None:
         """Learn from the server's refusal of a call, for all callers of the name."""
+        emit(RateLimited(name=self.name, retry_after=advice.retry_after))
         self._learn(self._ledger.refused, ticket, advice)
 
     def _learn(self, learn: Callable[[ServerAdvice, Sent, float], None], ticket: Ticket, advice: ServerAdvice) -> None:

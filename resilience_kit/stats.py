@@ -3,7 +3,7 @@
 import os
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -20,6 +20,7 @@ _SECTIONS: dict[str, Counters] = {
         "calls_admitted": 0,
         "calls_delayed": 0,
         "calls_refused": 0,
+        "calls_rate_limited": 0,
         "tokens_admitted": 0,
         "seconds_waited": 0.0,
         "tightened_by_server": 0,
@@ -38,7 +39,11 @@ _SECTIONS: dict[str, Counters] = {
         "truncations": 0,
         "tokens_truncated": 0,
     },
+    "models": {"calls": 0, "prompt_tokens": 0, "completion_tokens": 0, "usd": 0.0, "calls_of_unknown_price": 0},
 }
+
+# What only rises, until it is reset; all else in a section says where something stands.
+COUNTERS: Mapping[str, tuple[str, ...]] = {section: tuple(counters) for section, counters in _SECTIONS.items()}
 
 # An agent's account has more than its section shows: the token manager explains it.
 _ACCOUNT: Counters = {
@@ -49,7 +54,8 @@ _ACCOUNT: Counters = {
     "risk_checks": 0,
     "tokens_estimated": 0,
 }
-# Agents and contexts may be named by the users of a program: those that come after so many are counted as "other".
+# Agents and contexts may be named by the users of a program, and models by a server: those that come after so many are
+# counted as "other".
 _MOST_NAMES = 1_000
 _MOST_ACCOUNTS = 10_000
 _MINUTE = 60
@@ -87,12 +93,8 @@ def _budget_waiting(counters: Counters, values: tuple[Any, ...]) -> None:
 
 
 def _settled(counters: Counters, values: tuple[Any, ...]) -> None:
-    reserved, prompt_tokens, completion_tokens, usd = values
-    counters["calls"] += 1
-    if usd is None:
-        counters["calls_of_unknown_price"] += 1
-    else:
-        counters["usd"] += usd
+    reserved, prompt_tokens, completion_tokens, usd, model = values
+    _count_call(counters, usd)
     used = prompt_tokens + completion_tokens
     if reserved:
         counters["tokens_reserved"] += reserved
@@ -106,6 +108,25 @@ def _settled(counters: Counters, values: tuple[Any, ...]) -> None:
         from resilience_kit.waiting import now
 
         _counts.minute.add(used, int(now()))
+    if model is not None:
+        models = _counts.sections["models"]
+        of_model = models.get(model) or _new_model(models, model)
+        _count_call(of_model, usd)
+        of_model["prompt_tokens"] += prompt_tokens
+        of_model["completion_tokens"] += completion_tokens
+
+
+def _count_call(counters: Counters, usd: float | None) -> None:
+    counters["calls"] += 1
+    if usd is None:
+        counters["calls_of_unknown_price"] += 1
+    else:
+        counters["usd"] += usd
+
+
+def _new_model(models: dict[str, Counters], model: str) -> Counters:
+    key = model if len(models) < _MOST_NAMES else "other"
+    return models.setdefault(key, dict(_SECTIONS["models"]))
 
 
 def _truncated(counters: Counters, values: tuple[Any, ...]) -> None:
@@ -124,6 +145,7 @@ def _one_more(counter: str) -> Callable[[Counters, tuple[Any, ...]], None]:
 # The section that each is counted in, and how: from the values of its fields but the name.
 _COUNTED: dict[type[events.Event], tuple[str, Callable[[Counters, tuple[Any, ...]], None]]] = {
     events.Admitted: ("rate_limiters", _admitted),
+    events.RateLimited: ("rate_limiters", _one_more("calls_rate_limited")),
     events.WaitRefused: ("rate_limiters", _one_more("calls_refused")),
     events.QuotaTightened: ("rate_limiters", _one_more("tightened_by_server")),
     events.QuotaRelaxed: ("rate_limiters", _one_more("relaxed_again")),
@@ -292,7 +314,8 @@ def get_all_resilience_stats() -> dict[str, Any]:
 
     Returns:
         `global_resilience` with the limit and the circuit that are named "default", and beside it `rate_limiters`,
-        `circuit_breakers`, `token_budgets` and `agents` by name, and `retries` by function. Waits are in seconds.
+        `circuit_breakers`, `token_budgets`, `agents` and `models` by name, and `retries` by function. Waits are in
+        seconds.
 
     Example:
         >>> from resilience_kit import get_all_resilience_stats

@@ -31,8 +31,8 @@ OnExceed = Literal["raise", "truncate", "wait"]
 Per = Literal["minute", "hour", "day"] | float | None
 
 _PERIODS = {"minute": 60.0, "hour": 3_600.0, "day": 86_400.0}
-# What is told of a call that says nothing of its usage: reserved tokens, those of prompt and answer, and US dollars.
-_NOTHING_KNOWN = (0, 0, 0, None)
+# What is told of a call that says nothing of its usage: reserved tokens, those of prompt and answer, US dollars, model.
+_NOTHING_KNOWN = (0, 0, 0, None, None)
 
 _log = logging.getLogger(__name__)
 
@@ -62,11 +62,15 @@ class _Accounting(Passage):
             self.observe(result)
         usage = self._usage
         if usage is not None:
-            tell(BudgetSettled, self._agent, (0, usage.prompt_tokens, usage.completion_tokens, self._cost(usage)))
+            self._tell(0, usage, self._cost(usage))
         elif current_agent() is None and self._agent == self._budget.agent and not is_heard(BudgetSettled):
             self._budget.count_unheard()
         else:
             tell(BudgetSettled, self._agent, _NOTHING_KNOWN)
+
+    def _tell(self, reserved: int, usage: call_tokens.Usage, usd: float | None) -> None:
+        used = (reserved, usage.prompt_tokens, usage.completion_tokens, usd, self._model or self._layer.model)
+        tell(BudgetSettled, self._agent, used)
 
     def _cost(self, usage: call_tokens.Usage) -> float | None:
         models = (self._layer.model,) if self._model is None else (self._model, self._layer.model)
@@ -107,8 +111,7 @@ class _Budgeting(_Accounting):
             used = self._budget.amount(usage, self._reservation.amount.usd if usd is None else usd)
         finally:
             self._budget.settle(self._reservation, used)
-        reserved = self._reservation.amount.tokens
-        tell(BudgetSettled, self._agent, (reserved, usage.prompt_tokens, usage.completion_tokens, usd))
+        self._tell(self._reservation.amount.tokens, usage, usd)
 
     def _counted(self) -> call_tokens.Usage:
         """The usage where the result does not say: its text if it is text, else what was reserved for it."""

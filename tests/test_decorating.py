@@ -24,6 +24,7 @@ from resilience_kit import (
     retry_on_429,
     token_budget,
 )
+from resilience_kit.events import Admitted, Answered
 from resilience_kit.testing import disabled, no_waiting
 
 pytestmark = pytest.mark.looptime
@@ -610,7 +611,7 @@ def test_a_foreign_decorator_between_two_layers_is_called_once_and_hides_neither
 
     assert ask("four") == "four"
     assert calls == [("four",)]
-    assert [event.name for event in heard] == ["outer", "inner"]
+    assert [event.name for event in heard if isinstance(event, Admitted)] == ["outer", "inner"]
 
 
 def test_a_foreign_decorator_on_top_leaves_the_layers_beneath_it():
@@ -769,7 +770,7 @@ def test_layers_are_back_after_disabled(heard):
 
     decorated("four")
 
-    assert [event.name for event in heard] == ["chat"]
+    assert [type(event) for event in heard] == [Admitted, Answered]
 
 
 def test_a_sync_function_is_retried():

@@ -72,14 +72,42 @@ async def test_an_admitted_call_is_a_debug_line(lines):
         return "four"
 
     await ask()
-    assert lines() == [
+    assert lines()[0] == (
+        "rate_limiting",
+        "DEBUG",
+        "admitted name='chat' waited=0.0 tokens=10",
+        {"event": "admitted", "name": "chat", "waited": 0.0, "tokens": 10},
+    )
+
+
+@pytest.mark.looptime
+async def test_an_answer_is_a_debug_line(lines):
+    @rate_limited("chat", tokens=10)
+    async def ask():
+        await asyncio.sleep(2)
+
+    await ask()
+    assert lines()[1:] == [
         (
             "rate_limiting",
             "DEBUG",
-            "admitted name='chat' waited=0.0 tokens=10",
-            {"event": "admitted", "name": "chat", "waited": 0.0, "tokens": 10},
+            "answered name='chat' seconds=2.0",
+            {"event": "answered", "name": "chat", "seconds": 2.0},
         )
     ]
+
+
+def test_a_call_that_the_server_refused_is_an_info_line(lines):
+    refused = TooManyRequestsError()
+    refused.headers = {"retry-after": "7"}
+    with suppress(TooManyRequestsError):
+        rate_limited("chat")(failing(refused))()
+    assert lines()[1] == (
+        "rate_limiting",
+        "INFO",
+        "rate-limited name='chat' retry_after=7.0",
+        {"event": "rate-limited", "name": "chat", "retry_after": 7.0},
+    )
 
 
 @pytest.mark.looptime
@@ -90,7 +118,7 @@ async def test_a_call_that_waited_is_two_debug_lines(lines):
 
     await ask()
     await ask()
-    waiting, admitted = lines()[1:]
+    waiting, admitted, _ = lines()[2:]
     assert waiting == (
         "rate_limiting",
         "DEBUG",
@@ -126,7 +154,7 @@ def test_a_limit_that_the_server_tightened_is_an_info_line(lines):
         return Answer()
 
     ask()
-    assert lines()[-1] == (
+    assert lines()[1] == (
         "rate_limiting",
         "INFO",
         "tightened name='chat' reason='remaining' seconds=60.0 tokens=0 requests=54",
@@ -254,7 +282,7 @@ def test_a_settled_call_is_a_debug_line(lines):
         (
             "token_budgeting",
             "DEBUG",
-            "settled name='MathAgent' reserved=13 prompt_tokens=3 completion_tokens=1 usd=1.75e-05",
+            "settled name='MathAgent' reserved=13 prompt_tokens=3 completion_tokens=1 usd=1.75e-05 model='gpt-4o'",
             {
                 "event": "settled",
                 "name": "MathAgent",
@@ -262,6 +290,7 @@ def test_a_settled_call_is_a_debug_line(lines):
                 "prompt_tokens": 3,
                 "completion_tokens": 1,
                 "usd": 0.0,
+                "model": "gpt-4o",
             },
         )
     ]
@@ -313,7 +342,7 @@ def test_a_per_cent_sign_in_a_name_is_just_a_sign(caplog):
 
 def test_a_newline_in_a_name_cannot_forge_a_line(caplog):
     rate_limited("chat\nWARNING forged", tokens=0)(lambda: "four")()
-    assert caplog.messages == ["admitted name='chat\\nWARNING forged' waited=0.0 tokens=0"]
+    assert caplog.messages[0] == "admitted name='chat\\nWARNING forged' waited=0.0 tokens=0"
 
 
 def test_an_event_of_a_kind_that_has_no_line_is_not_logged(caplog):
@@ -334,7 +363,10 @@ def test_debug_on_one_logger_makes_waits_visible(caplog):
             ask()
     finally:
         logging.getLogger("resilience_kit.rate_limiting").setLevel(logging.NOTSET)
-    assert [message.split()[0] for message in caplog.messages] == ["admitted", "waiting", "admitted"]
+    assert [message.split()[0] for message in caplog.messages] == [
+        *("admitted", "answered"),
+        *("waiting", "admitted", "answered"),
+    ]
 
 
 def test_at_info_nothing_is_said_while_all_is_well(caplog):
@@ -398,7 +430,7 @@ def users_structlog():
 
 def test_the_users_structlog_does_not_change_our_lines(users_structlog, caplog):
     rate_limited("chat", tokens=0)(lambda: "four")()
-    assert caplog.messages == ["admitted name='chat' waited=0.0 tokens=0"]
+    assert caplog.messages[0] == "admitted name='chat' waited=0.0 tokens=0"
 
 
 def test_our_lines_do_not_go_through_the_users_structlog(users_structlog):

@@ -40,6 +40,10 @@ def fail():
     raise ConnectionError
 
 
+def refuse():
+    raise TooManyRequestsError
+
+
 def open_circuit(*names):
     for name in names:
         with suppress(ConnectionError):
@@ -70,6 +74,7 @@ def test_before_any_call_all_sections_are_there():
                 "calls_admitted": 0,
                 "calls_delayed": 0,
                 "calls_refused": 0,
+                "calls_rate_limited": 0,
                 "tokens_admitted": 0,
                 "seconds_waited": 0.0,
                 "tightened_by_server": 0,
@@ -81,6 +86,7 @@ def test_before_any_call_all_sections_are_there():
         "retries": {},
         "token_budgets": {},
         "agents": {},
+        "models": {},
     }
 
 
@@ -96,6 +102,7 @@ def test_it_is_plain_json():
         ("circuit_breakers", {"chat", "broken"}),
         ("token_budgets", {"MathAgent"}),
         ("agents", {"MathAgent"}),
+        ("models", {"gpt-4o"}),
     ],
 )
 def test_each_section_is_by_name(section, names):
@@ -172,6 +179,7 @@ async def test_a_rate_limit_shows_where_it_stands_and_what_it_did():
         "calls_admitted": 2,
         "calls_delayed": 1,
         "calls_refused": 1,
+        "calls_rate_limited": 0,
         "tokens_admitted": 20,
         "tightened_by_server": 0,
         "relaxed_again": 0,
@@ -282,6 +290,60 @@ def test_an_agent_shows_what_it_used():
             "tokens_truncated": 2,
         }
     }
+
+
+def test_a_call_that_the_server_refused_is_counted_for_its_limit():
+    with suppress(TooManyRequestsError):
+        rate_limited("chat")(refuse)()
+    assert get_all_resilience_stats()["rate_limiters"]["chat"]["calls_rate_limited"] == 1
+
+
+def test_a_call_that_failed_otherwise_is_not_counted_as_refused_by_the_server():
+    with suppress(ConnectionError):
+        rate_limited("chat")(fail)()
+    assert get_all_resilience_stats()["rate_limiters"]["chat"]["calls_rate_limited"] == 0
+
+
+def use_of(model):
+    return {"model": model, "usage": {"prompt_tokens": 1_000, "completion_tokens": 500}}
+
+
+def test_a_model_shows_what_all_agents_used_of_it():
+    for agent in ("MathAgent", "ADXAgent"):
+        token_budget(agent)(lambda prompt: use_of("gpt-4o-2024-08-06"))("2 + 2?")
+    assert get_all_resilience_stats()["models"] == {
+        "gpt-4o-2024-08-06": {
+            "calls": 2,
+            "prompt_tokens": 2_000,
+            "completion_tokens": 1_000,
+            "usd": pytest.approx(0.015),
+            "calls_of_unknown_price": 0,
+        }
+    }
+
+
+def test_an_answer_that_names_no_model_is_of_the_one_that_the_decorator_names():
+    token_budget("MathAgent", model="gpt-4o-mini")(lambda prompt: use_of(None))("2 + 2?")
+    assert get_all_resilience_stats()["models"].keys() == {"gpt-4o-mini"}
+
+
+def test_a_model_without_a_price_counts_its_calls_as_such():
+    token_budget("MathAgent", model="ours")(lambda prompt: use_of("ours"))("2 + 2?")
+    shown = get_all_resilience_stats()["models"]["ours"]
+    assert (shown["calls"], shown["calls_of_unknown_price"], shown["usd"]) == (1, 1, 0)
+
+
+def test_a_call_of_which_nothing_is_known_is_of_no_model():
+    token_budget("MathAgent")(lambda prompt: "four")("2 + 2?")
+    assert get_all_resilience_stats()["models"] == {}
+
+
+def test_models_beyond_a_thousand_share_one_name(monkeypatch):
+    monkeypatch.setattr(stats, "_MOST_NAMES", 2)
+    for model in ("one", "two", "three", "four"):
+        token_budget("MathAgent")(lambda prompt, model=model: use_of(model))("2 + 2?")
+    shown = get_all_resilience_stats()["models"]
+    assert {name: of_model["calls"] for name, of_model in shown.items()} == {"one": 1, "two": 1, "other": 2}
 
 
 def test_counts_are_exact_over_threads(restless_threads):

@@ -402,7 +402,12 @@ def test_a_settled_call_is_told_to_listeners(heard):
     token_budget("MathAgent", budget_tokens=1_600)(lambda prompt, max_tokens: usage(1_000, 500))(LONG, 50)
     assert heard == [
         BudgetSettled(
-            name="MathAgent", reserved=60, prompt_tokens=1_000, completion_tokens=500, usd=pytest.approx(PRICE)
+            name="MathAgent",
+            reserved=60,
+            prompt_tokens=1_000,
+            completion_tokens=500,
+            usd=pytest.approx(PRICE),
+            model="gpt-4o",
         )
     ]
 
@@ -411,7 +416,12 @@ def test_without_a_budget_the_usage_of_a_result_is_told_all_the_same(heard):
     token_budget("MathAgent")(lambda prompt: usage(1_000, 500))(LONG)
     assert heard == [
         BudgetSettled(
-            name="MathAgent", reserved=0, prompt_tokens=1_000, completion_tokens=500, usd=pytest.approx(PRICE)
+            name="MathAgent",
+            reserved=0,
+            prompt_tokens=1_000,
+            completion_tokens=500,
+            usd=pytest.approx(PRICE),
+            model="gpt-4o",
         )
     ]
 

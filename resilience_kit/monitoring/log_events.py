@@ -22,6 +22,8 @@ _FLEET = logging.getLogger("resilience_kit.fleet")
 _LINES: dict[type[events.Event], tuple[logging.Logger, int, str]] = {
     events.Waiting: (_LIMITS, logging.DEBUG, "waiting"),
     events.Admitted: (_LIMITS, logging.DEBUG, "admitted"),
+    events.Answered: (_LIMITS, logging.DEBUG, "answered"),
+    events.RateLimited: (_LIMITS, logging.INFO, "rate-limited"),
     events.WaitRefused: (_LIMITS, logging.WARNING, "refused"),
     events.QuotaTightened: (_LIMITS, logging.INFO, "tightened"),
     events.QuotaRelaxed: (_LIMITS, logging.INFO, "relaxed"),

@@ -31,7 +31,7 @@ BOUNDS: tuple[float, ...] = (
 )
 
 # Of these each process has its own; of all other numbers one says what counts for all, as of a fleet's quota.
-_SUMMED = frozenset({"in_flight", "waiting", "trials_in_flight"})
+_SUMMED = frozenset({"in_flight", "waiting", "trials_in_flight", "calls_in_window", "retries_in_window"})
 # The worst one last.
 _STATES = ("CLOSED", "HALF_OPEN", "OPEN")
 _NOTHING = (0,) * (len(BOUNDS) + 1)
@@ -216,8 +216,9 @@ class Sample:
 def merge(samples: Iterable[Sample]) -> Sample:
     """Add up samples: of one process over time, and then over processes.
 
-    Counters and histograms are sums. Gauges are the latest of each process; over processes, calls under way and
-    waiting are summed, a circuit is in the worst of its states, and of other numbers the largest counts.
+    Counters and histograms are sums. Gauges are the latest of each process; over processes, calls under way,
+    waiting or counted for a retry budget are summed, a circuit is in the worst of its states, and of other numbers the
+    largest counts.
 
     Args:
         samples: In any order; at least one.
@@ -254,18 +255,17 @@ def merge_by(samples: Iterable[Sample], seconds: float) -> list[Sample]:
         seconds: The length of a stretch; they begin at whole multiples of it since the epoch.
 
     Returns:
-        One sample for each stretch in which there are any.
+        One sample for each stretch in which there are any, from the start of its first to the end of its last.
 
     Example:
         >>> from resilience_kit.monitoring.measures import Sample, merge_by
-        >>> [(it.at, it.seconds) for it in merge_by([Sample(60, 1, "one"), Sample(61, 1, "one")], 60)]
-        [(60.0, 60.0), (120.0, 60.0)]
+        >>> [(it.at, it.seconds) for it in merge_by([Sample(at, 1, "one") for at in (59, 60, 61)], 60)]
+        [(60, 2), (61, 1)]
     """
     by_start: defaultdict[float, list[Sample]] = defaultdict(list)
     for sample in samples:
         by_start[start_of(sample, seconds)].append(sample)
-    merged = ((start, merge(own)) for start, own in sorted(by_start.items()))
-    return [Sample(start + seconds, float(seconds), it.process, it.readings) for start, it in merged]
+    return [merge(own) for _, own in sorted(by_start.items())]
 
 
 def start_of(sample: Sample, seconds: float) -> float:

@@ -18,3 +18,8 @@ def visible(text: object, *, longest: int = 200) -> str:
     if written.isprintable():
         return written
     return "".join(it if it.isprintable() else it.encode("unicode_escape").decode() for it in written)
+
+
+def visible_lines(text: object) -> str:
+    """A text of several lines, each as `visible` shows it."""
+    return "\n".join(visible(line, longest=1_000) for line in str(text).split("\n"))

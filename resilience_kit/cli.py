@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, NoReturn
 
 from resilience_kit.errors import ConfigurationError, ResilienceError
@@ -207,8 +206,10 @@ def doctor(
 
     No key is shown or sent, and no request that costs. It ends with 1 where a check failed; warnings do not count.
     """
-    from rich.console import Console
-
+    try:
+        from rich.console import Console
+    except ImportError as missing:
+        _exit_for_missing(missing, "cli")
     from resilience_kit.monitoring import doctor as checks
 
     findings = checks.examine(model or ())
@@ -220,7 +221,7 @@ def doctor(
 
 
 _Url = Annotated[str | None, typer.Option(help="Look at a running dashboard, such as http://127.0.0.1:8766.")]
-_History = Annotated[Path | None, typer.Option(help="Look at the file of a history.")]
+_History = Annotated[str | None, typer.Option(help="Look at a history: its file, or its URL.")]
 _Process = Annotated[str | None, typer.Option(help="One process alone; all if not given.")]
 
 
@@ -237,7 +238,10 @@ def top(
     The figures are the whole fleet's where RESILIENCE_STORE is set. Else say where they are: with --url those of a
     dashboard (whose token is read from RESILIENCE_DASHBOARD_TOKEN), with --history those of a file.
     """
-    from resilience_kit.monitoring import terminal
+    try:
+        from resilience_kit.monitoring import terminal
+    except ImportError as missing:
+        _exit_for_missing(missing, "cli")
     from resilience_kit.monitoring.overview_sources import open_source
 
     with _told_as_errors(), open_source(url=url, history=history, process=process) as read:
@@ -256,7 +260,10 @@ def stats(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print the figures of now once; see `top` for where they come from."""
-    from resilience_kit.monitoring import terminal
+    try:
+        from resilience_kit.monitoring import terminal
+    except ImportError as missing:
+        _exit_for_missing(missing, "cli")
     from resilience_kit.monitoring.overview_sources import open_source
 
     with _told_as_errors(), open_source(url=url, history=history, process=process) as read:

@@ -1,6 +1,6 @@
 """What `resilience-kit top` and `stats` show: the dashboard's figures as records, from samples or from its JSON."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -125,27 +125,29 @@ class Overview:
 _Row = TypeVar("_Row", AlertRow, CircuitRow, LimitRow, AgentRow)
 
 
-def overview_of(standing: Sample, recent: Iterable[Sample], *, source: str, processes: Sequence[str] = ()) -> Overview:
+def overview_of(recent: Iterable[Sample], total: Sample | None, *, source: str, silence: float = 5.0) -> Overview:
     """Make an overview of samples.
 
     Args:
-        standing: Where all stands, and the counts that are shown of circuits and agents.
-        recent: The samples of the last minute, of any processes.
-        source: Where they come from.
-        processes: Whose they are.
+        recent: Those of the last minute, at least one, of any processes: the last one of each says where all stands.
+        total: The counts that are shown of circuits and agents. Default: those of the last minute.
+        source: Where they come from, and since when `total` counts.
+        silence: A process whose last sample is so many seconds older than the newest one has ended.
     """
-    samples = [*recent]
-    minute = merge(samples) if samples else Sample(standing.at, 0, "")
-    last = {reading.name: reading for reading in minute.readings if reading.section == "rate_limiters"}
-    limits = [_limit(reading, last.get(reading.name)) for reading in standing.of("rate_limiters").values()]
+    samples = sorted(recent, key=lambda sample: sample.at)
+    minute = merge(samples)
+    counted = minute if total is None else total
+    newest = {sample.process: sample for sample in samples}
+    live = [sample for sample in newest.values() if sample.at > minute.at - silence]
+    standing = merge(live)
     return _sorted(
         Overview(
-            at=max(standing.at, minute.at),
+            at=minute.at,
             source=source,
-            processes=(*processes,),
-            circuits=(*(_row(CircuitRow, reading) for reading in standing.of("circuit_breakers").values()),),
-            limits=(*limits,),
-            agents=(*(_row(AgentRow, reading) for reading in standing.of("agents").values()),),
+            processes=tuple(sorted(sample.process for sample in live)),
+            circuits=(*(_circuit(it, counted) for it in standing.of("circuit_breakers").values()),),
+            limits=(*(_limit(it, minute) for it in standing.of("rate_limiters").values()),),
+            agents=(*(_filled(AgentRow(it.name), it.counters) for it in counted.of("agents").values()),),
             last_minute=_last_minute(minute),
         )
     )
@@ -210,15 +212,15 @@ def _place(value: str, known: Sequence[str]) -> int:
     return known.index(value) if value in known else len(known)
 
 
-def _row(kind: type[_Row], reading: Reading) -> _Row:
-    return _filled(kind(reading.name), {**reading.gauges, **reading.counters})
+def _circuit(standing: Reading, counted: Sample) -> CircuitRow:
+    counters = (counted.reading(standing.section, standing.name) or standing).counters
+    return _filled(CircuitRow(standing.name), {**standing.gauges, **counters})
 
 
-def _limit(reading: Reading, last: Reading | None) -> LimitRow:
-    if last is None:
-        return _row(LimitRow, reading)
+def _limit(standing: Reading, minute: Sample) -> LimitRow:
+    last = minute.reading(standing.section, standing.name) or standing
     return replace(
-        _row(LimitRow, reading),
+        _filled(LimitRow(standing.name), standing.gauges),
         rate_limited=last.counter("calls_rate_limited"),
         wait_p95=last.histogram("wait").percentile(0.95),
         answer_p95=last.histogram("answer").percentile(0.95),
@@ -261,7 +263,7 @@ def _rows(kind: type[_Row], values: Any) -> tuple[_Row, ...]:
 _Filled = TypeVar("_Filled", AlertRow, CircuitRow, LimitRow, AgentRow, LastMinute)
 
 
-def _filled(record: _Filled, values: dict[str, Any]) -> _Filled:
+def _filled(record: _Filled, values: Mapping[str, Any]) -> _Filled:
     """A record with the values of its fields, each of which must be of its kind: others are left as they are."""
     found: dict[str, Any] = {}
     for field in fields(record):

@@ -2,21 +2,33 @@
 
 import http.client
 import json
+import math
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, quote, urlsplit
 
 from resilience_kit.errors import ConfigurationError, ResilienceError
-from resilience_kit.monitoring.overview import Overview, overview_from_json
+from resilience_kit.fleet.connection import Connection
+from resilience_kit.fleet.fleets import Fleet
+from resilience_kit.fleet.membership import Member
+from resilience_kit.monitoring.fleet_samples import FleetSamples
+from resilience_kit.monitoring.history import History
+from resilience_kit.monitoring.measures import Sample, merge
+from resilience_kit.monitoring.overview import Overview, overview_from_json, overview_of
+from resilience_kit.registry import mode
+from resilience_kit.settings import current_settings
 
 TOKEN_VARIABLE = "RESILIENCE_DASHBOARD_TOKEN"  # noqa: S105 - the name of a variable, not a token
 Read = Callable[[], Overview]
 
 _DEADLINE = 5.0
 _LARGEST_ANSWER = 10_000_000
+_MINUTE, _DAY = 60.0, 86_400.0
+# How often the day's counts are read again: most of it is what it was.
+_DAY_EVERY = 5.0
 _HOW_TO = f"""\
 There is nothing to look at: the figures are in the processes that make the calls. Do one of these:
   - run a dashboard in the program (or mount it), and say --url http://127.0.0.1:8766 here (with its token, if it has
@@ -26,12 +38,12 @@ There is nothing to look at: the figures are in the processes that make the call
 
 
 @contextmanager
-def open_source(*, url: str | None = None, history: Path | None = None, process: str | None = None) -> Iterator[Read]:
+def open_source(*, url: str | None = None, history: str | None = None, process: str | None = None) -> Iterator[Read]:
     """Find the figures of other processes: of a dashboard or a history if one is named, else of the store.
 
     Args:
         url: A running dashboard's, under which it has its page.
-        history: The file of a history.
+        history: The place of a history: a file, or a URL of SQLAlchemy's.
         process: The process that is meant. Default: all.
 
     Yields:
@@ -44,6 +56,11 @@ def open_source(*, url: str | None = None, history: Path | None = None, process:
         raise ConfigurationError("--url and --history: expected one of them")
     if url is not None:
         yield dashboard_reader(url, process=process)
+    elif history is not None:
+        yield history_reader(history, process=process)
+    elif current_settings().resilience_store is not None:
+        with fleet_reader(process=process) as read:
+            yield read
     else:
         raise ConfigurationError(_HOW_TO)
 
@@ -113,3 +130,108 @@ def _parsed(body: bytes) -> Any:
         return json.loads(body)
     except (ValueError, RecursionError):
         return None
+
+
+# A history
+
+
+def history_reader(place: str, *, process: str | None = None, clock: Callable[[], float] = time.time) -> Read:
+    """What reads the newest figures of a history, at each call; counts are those of the last day.
+
+    Args:
+        place: A file, or a URL of SQLAlchemy's (extra `history`).
+        process: The process that is meant. Default: all.
+        clock: Seconds since the epoch.
+
+    Raises:
+        ConfigurationError: SQLAlchemy cannot use the URL, or it is not installed.
+    """
+    try:
+        history = History(place)
+    except ImportError as error:
+        raise ConfigurationError(f"--history: {error}") from error
+    day: Sample | None = None
+    day_read_at = -math.inf
+
+    def read() -> Overview:
+        nonlocal day, day_read_at
+        now = clock()
+        source = f"the history {history.place}, counts of the last 24 hours"
+        recent = _of_process(history.read(now - _MINUTE, now + 1), process)
+        if not recent:
+            last = max(_of_process(history.read(now - _DAY, now + 1, resolution=60), process), key=_at, default=None)
+            if last is None:
+                whom = f" of the process {process!r}" if process else ""
+                raise ResilienceError(f"{history.place} holds nothing{whom} of the last day: is the program running?")
+            recent, source = [last], f"{source}; nothing since then: is the program running?"
+        if day_read_at <= now - _DAY_EVERY:
+            minutes = history.read(now - _DAY, now + 1, resolution=3_600)
+            day = merge(_of_process(minutes, process) or recent)
+            day_read_at = now
+        return overview_of(recent, day, source=source)
+
+    return read
+
+
+# A fleet
+
+
+@contextmanager
+def fleet_reader(*, process: str | None = None) -> Iterator[Read]:
+    """What reads the figures of all processes that share the store of the settings, at each call.
+
+    Args:
+        process: The process that is meant. Default: all.
+
+    Raises:
+        ConfigurationError: No store is set, or the extra `fleet` is not installed.
+    """
+    settings = current_settings()
+    url, prefix = settings.resilience_store, settings.resilience_store_prefix
+    if url is None:
+        raise ConfigurationError("RESILIENCE_STORE is not set")
+    connection = Connection(url.get_secret_value(), prefix=prefix, deadline=_DEADLINE)
+    fleet = Fleet(connection, _Onlooker(connection))
+    key = (url, prefix, settings.resilience_store_deadline_seconds)
+    before = mode.fleets.get(key)
+    mode.fleets[key] = fleet
+    samples = FleetSamples()
+
+    def read() -> Overview:
+        told = [it for it in samples.read() if process in (None, it.process)]
+        recent = [sample for it in told for sample in it.samples]
+        if not recent:
+            whom = "no process" if process is None else f"no process {process!r}"
+            raise ResilienceError(
+                f"{whom} tells its figures to the store at {connection.place}: does the program run a Sampler with "
+                "FleetSamples().add, and with this store and prefix?"
+            )
+        source = f"the fleet at {connection.place}, counts since each process began to tell"
+        # who has ended tells nothing; clocks may differ
+        return overview_of(recent, merge(it.total for it in told), source=source, silence=math.inf)
+
+    try:
+        yield read
+    finally:
+        fleet.close()
+        del mode.fleets[key]
+        if before is not None:
+            mode.fleets[key] = before
+
+
+class _Onlooker(Member):
+    """A member that only reads: it gives no sign of life, as it takes no share of any quota."""
+
+    def start(self) -> None:
+        """Begin nothing."""
+
+    def lost(self, error: Exception) -> None:
+        """Ask again the next time: there is no worker to find the store again."""
+
+
+def _of_process(samples: Iterable[Sample], process: str | None) -> list[Sample]:
+    return [sample for sample in samples if process is None or sample.process == process]
+
+
+def _at(sample: Sample) -> float:
+    return sample.at

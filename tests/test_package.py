@@ -15,7 +15,7 @@ import pybreaker
 import pytest
 
 import resilience_kit
-from resilience_kit import azure, errors, testing
+from resilience_kit import azure, errors, monitoring, testing
 from resilience_kit.errors import (
     CircuitOpenError,
     ConfigurationError,
@@ -36,6 +36,7 @@ MODULES = [
 PUBLIC = [
     *((resilience_kit, name) for name in resilience_kit.__all__),
     *((azure, name) for name in azure.__all__),
+    *((monitoring, name) for name in monitoring.__all__),
     *((testing, name) for name in testing.__all__),
 ]
 
@@ -45,7 +46,9 @@ each_public_function = pytest.mark.parametrize(
     "function", [getattr(package, name) for package, name in PUBLIC if inspect.isfunction(getattr(package, name))]
 )
 each_package = pytest.mark.parametrize(
-    "package", [resilience_kit, azure, testing], ids=["resilience_kit", "azure", "testing"]
+    "package",
+    [resilience_kit, azure, monitoring, testing],
+    ids=["resilience_kit", "azure", "monitoring", "testing"],
 )
 
 
@@ -145,7 +148,8 @@ def test_importing_the_package_loads_nothing_heavy_and_nothing_optional():
     program = (
         "import sys, resilience_kit; "
         "print(*{'openai', 'tiktoken', 'starlette', 'river', 'redis', 'pydantic', 'pydantic_settings', 'typer', "
-        "'rich', 'genai_prices', 'uvicorn', 'structlog', 'tenacity', 'aiolimiter'} & sys.modules.keys())"
+        "'rich', 'genai_prices', 'uvicorn', 'structlog', 'tenacity', 'aiolimiter', "
+        "'sqlalchemy', 'sqlite3'} & sys.modules.keys())"
     )
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)  # noqa: S603 - our own program
     assert finished.stdout.split() == []

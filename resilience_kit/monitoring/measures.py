@@ -6,6 +6,7 @@ second, or what some saw in a minute or an hour: all are the same kind, and any 
 
 import json
 import math
+import zlib
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -43,6 +44,8 @@ _MOST_READINGS = 10_000
 _MOST_VALUES = 100
 _LONGEST_NAME = 1_000
 _LATEST = 1e11
+# A sample of ten thousand readings is smaller.
+MOST_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +214,24 @@ class Sample:
         except (ValueError, RecursionError):
             value = None
         return cls.from_dict(value)
+
+
+def packed(sample: Sample) -> bytes:
+    """A sample in few bytes, to be kept or sent."""
+    return zlib.compress(sample.to_json().encode(), 1)
+
+
+def unpacked(data: Any) -> Sample:
+    """The sample that was packed.
+
+    Raises:
+        ConfigurationError: It is something else.
+    """
+    try:
+        text = zlib.decompressobj().decompress(bytes(data), MOST_BYTES)
+    except (zlib.error, TypeError, ValueError):
+        text = b""
+    return Sample.from_json(text)
 
 
 def merge(samples: Iterable[Sample]) -> Sample:

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, quote, urlsplit
 
@@ -15,7 +16,7 @@ from resilience_kit.fleet.connection import Connection
 from resilience_kit.fleet.fleets import Fleet
 from resilience_kit.fleet.membership import Member
 from resilience_kit.monitoring.fleet_samples import FleetSamples
-from resilience_kit.monitoring.history import History
+from resilience_kit.monitoring.history import DEFAULT_PLACE, History
 from resilience_kit.monitoring.measures import Sample, merge
 from resilience_kit.monitoring.overview import Overview, overview_from_json, overview_of
 from resilience_kit.registry import mode
@@ -33,13 +34,15 @@ _HOW_TO = f"""\
 There is nothing to look at: the figures are in the processes that make the calls. Do one of these:
   - run a dashboard in the program (or mount it), and say --url http://127.0.0.1:8766 here (with its token, if it has
     one, in {TOKEN_VARIABLE});
-  - have the program keep a history, and say --history with its file here;
+  - have the program keep a history, and say --history with its file here, or come to its folder;
   - set RESILIENCE_STORE, in the program and here: the figures of the whole fleet are in the store."""
 
 
 @contextmanager
 def open_source(*, url: str | None = None, history: str | None = None, process: str | None = None) -> Iterator[Read]:
     """Find the figures of other processes: of a dashboard or a history if one is named, else of the store.
+
+    Where no store is set either, a history of the usual name in the current folder will do.
 
     Args:
         url: A running dashboard's, under which it has its page.
@@ -61,6 +64,8 @@ def open_source(*, url: str | None = None, history: str | None = None, process: 
     elif current_settings().resilience_store is not None:
         with fleet_reader(process=process) as read:
             yield read
+    elif Path(DEFAULT_PLACE).exists():
+        yield history_reader(DEFAULT_PLACE, process=process)
     else:
         raise ConfigurationError(_HOW_TO)
 

@@ -442,6 +442,13 @@ def test_a_history_with_nothing_of_the_last_day_is_told(history):
         history_reader(history.place, clock=lambda: NOW)()
 
 
+def test_a_history_of_the_usual_name_in_this_folder_is_found(run):
+    with History() as history:
+        history.add(Sample(time.time(), 1, "one", (agent(3),)))
+
+    assert "MathAgent" in run("stats").output
+
+
 def test_a_file_that_is_not_there_is_told_and_not_made(run, tmp_path):
     result = run("stats", "--history", str(tmp_path / "none.sqlite3"))
 

@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import os
 import pkgutil
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -224,6 +226,72 @@ def report(
     except OSError as error:
         raise typer.BadParameter(f"cannot write {error.filename}: {error.strerror}") from error
     typer.echo(f"Wrote {html} and {csv}, of {len(found.samples)} samples.")
+
+
+alerts = typer.Typer(no_args_is_help=True, help="Rules that watch limits, circuits, budgets and agents.")
+app.add_typer(alerts, name="alerts")
+
+_RULES = typer.Option(help="A TOML file of rules; the default ones if not given.")
+
+
+@alerts.command("check")
+def check_alerts(file: Annotated[str, typer.Argument(help="A TOML file of rules.")]) -> None:
+    """Tell which rules a file puts in force, or what is wrong with it."""
+    from resilience_kit.monitoring.alert_rules import load_rules
+
+    try:
+        said = load_rules(file)
+    except ConfigurationError as error:
+        raise typer.BadParameter(str(error)) from error
+    for rule in said.rules:
+        lasting = f" for {rule.for_seconds:g} s" if rule.for_seconds else ""
+        names = "" if rule.names is None else f" of {', '.join(map(repr, rule.names))}"
+        typer.echo(f"{rule.name}: {rule.severity} when {rule.measure}{names} is above {rule.above:g}{lasting}")
+    typer.echo(f"{len(said.rules)} rules, {len(said.silences)} silences.")
+
+
+@alerts.command("test")
+def fire_alert(
+    *,
+    rules: Annotated[str | None, _RULES] = None,
+    rule: Annotated[str, typer.Option(help="The rule that is to fire.")] = "circuit-open",
+    webhook: Annotated[
+        str | None,
+        typer.Option(
+            envvar="RESILIENCE_ALERTS_WEBHOOK_URL",
+            help="Where to send it, signed with the key in RESILIENCE_ALERTS_WEBHOOK_SECRET; better given as a "
+            "variable, since other users of the machine can see a command's options.",
+        ),
+    ] = None,
+) -> None:
+    """Fire one alert, to see that it reaches whom it should."""
+    from resilience_kit.monitoring.alert_delivery import Webhook, WebhookRefusedError
+    from resilience_kit.monitoring.alert_rules import DEFAULT_RULES, load_rules
+    from resilience_kit.monitoring.alerts import example_alert
+
+    try:
+        known = {each.name: each for each in (DEFAULT_RULES if rules is None else load_rules(rules).rules)}
+        if rule not in known:
+            raise typer.BadParameter(f"there is no rule {rule!r}: expected one of {', '.join(known)}")
+        secret = os.environ.get("RESILIENCE_ALERTS_WEBHOOK_SECRET", "")
+        receiver = None if webhook is None else Webhook(webhook, secret=secret, max_retries=2)
+    except ConfigurationError as error:
+        raise typer.BadParameter(str(error)) from error
+    alert = example_alert(known[rule], time.time())
+    typer.echo(f"{alert.severity}: {alert.text}")
+    if receiver is None:
+        typer.echo("No webhook was given, so it went no further: set RESILIENCE_ALERTS_WEBHOOK_URL for one.")
+        return
+    try:
+        receiver(alert)
+    except WebhookRefusedError as error:
+        typer.echo(f"It was not delivered: {error}.")
+        raise typer.Exit(1) from error
+    except Exception as error:
+        # its message may hold the address, which is a secret
+        typer.echo(f"It was not delivered: {type(error).__name__}.")
+        raise typer.Exit(1) from error
+    typer.echo("The webhook took it.")
 
 
 @app.command()

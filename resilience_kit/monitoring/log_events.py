@@ -56,8 +56,12 @@ def wants(kind: type[events.Event]) -> bool:
 def log(event: events.Event) -> None:
     """Log an event; subscribed when the package is imported."""
     if wants(type(event)):
-        logger, level, text = _LINES[type(event)]
-        _structured(logger).log(level, text, **asdict(event))
+        write(*_LINES[type(event)], asdict(event))
+
+
+def write(logger: logging.Logger, level: int, text: str, fields: dict[str, Any]) -> None:
+    """Write a line with its fields to a logger."""
+    _structured(logger).log(level, text, **fields)
 
 
 @cache

@@ -125,13 +125,21 @@ class Overview:
 _Row = TypeVar("_Row", AlertRow, CircuitRow, LimitRow, AgentRow)
 
 
-def overview_of(recent: Iterable[Sample], total: Sample | None, *, source: str, silence: float = 5.0) -> Overview:
+def overview_of(
+    recent: Iterable[Sample],
+    total: Sample | None,
+    *,
+    source: str,
+    alerts: Iterable[AlertRow] = (),
+    silence: float = 5.0,
+) -> Overview:
     """Make an overview of samples.
 
     Args:
         recent: Those of the last minute, at least one, of any processes: the last one of each says where all stands.
         total: The counts that are shown of circuits and agents. Default: those of the last minute.
         source: Where they come from, and since when `total` counts.
+        alerts: Those that fire.
         silence: A process whose last sample is so many seconds older than the newest one has ended.
     """
     samples = sorted(recent, key=lambda sample: sample.at)
@@ -145,6 +153,7 @@ def overview_of(recent: Iterable[Sample], total: Sample | None, *, source: str, 
             at=minute.at,
             source=source,
             processes=tuple(sorted(sample.process for sample in live)),
+            alerts=(*alerts,),
             circuits=(*(_circuit(it, counted) for it in standing.of("circuit_breakers").values()),),
             limits=(*(_limit(it, minute) for it in standing.of("rate_limiters").values()),),
             agents=(*(_filled(AgentRow(it.name), it.counters) for it in counted.of("agents").values()),),

@@ -15,10 +15,11 @@ from resilience_kit.errors import ConfigurationError, ResilienceError
 from resilience_kit.fleet.connection import Connection
 from resilience_kit.fleet.fleets import Fleet
 from resilience_kit.fleet.membership import Member
+from resilience_kit.monitoring.alerts import Alerts
 from resilience_kit.monitoring.fleet_samples import FleetSamples
 from resilience_kit.monitoring.history import DEFAULT_PLACE, History
-from resilience_kit.monitoring.measures import Sample, merge
-from resilience_kit.monitoring.overview import Overview, overview_from_json, overview_of
+from resilience_kit.monitoring.measures import Sample, merge, merge_by
+from resilience_kit.monitoring.overview import AlertRow, Overview, overview_from_json, overview_of
 from resilience_kit.registry import mode
 from resilience_kit.settings import current_settings
 
@@ -28,6 +29,9 @@ Read = Callable[[], Overview]
 _DEADLINE = 5.0
 _LARGEST_ANSWER = 10_000_000
 _MINUTE, _DAY = 60.0, 86_400.0
+# How far back rules are looked at first: their longest times are some minutes.
+_LOOK_BACK = 900.0
+_NOT_ALL_TOLD = 2
 # How often the day's counts are read again: most of it is what it was.
 _DAY_EVERY = 5.0
 _HOW_TO = f"""\
@@ -155,14 +159,17 @@ def history_reader(place: str, *, process: str | None = None, clock: Callable[[]
         history = History(place)
     except ImportError as error:
         raise ConfigurationError(f"--history: {error}") from error
+    firing = _watcher()
     day: Sample | None = None
-    day_read_at = -math.inf
+    day_read_at, read_until = -math.inf, clock() - _LOOK_BACK
 
     def read() -> Overview:
-        nonlocal day, day_read_at
+        nonlocal day, day_read_at, read_until
         now = clock()
         source = f"the history {history.place}, counts of the last 24 hours"
-        recent = _of_process(history.read(now - _MINUTE, now + 1), process)
+        unread = _of_process(history.read(min(read_until, now - _MINUTE), now + 1), process)
+        alerts, read_until = firing(unread), now - _MINUTE
+        recent = [sample for sample in unread if sample.at > now - _MINUTE]
         if not recent:
             last = max(_of_process(history.read(now - _DAY, now + 1, resolution=60), process), key=_at, default=None)
             if last is None:
@@ -173,7 +180,7 @@ def history_reader(place: str, *, process: str | None = None, clock: Callable[[]
             minutes = history.read(now - _DAY, now + 1, resolution=3_600)
             day = merge(_of_process(minutes, process) or recent)
             day_read_at = now
-        return overview_of(recent, day, source=source)
+        return overview_of(recent, day, source=source, alerts=alerts)
 
     return read
 
@@ -201,6 +208,7 @@ def fleet_reader(*, process: str | None = None) -> Iterator[Read]:
     before = mode.fleets.get(key)
     mode.fleets[key] = fleet
     samples = FleetSamples()
+    firing = _watcher()
 
     def read() -> Overview:
         told = [it for it in samples.read() if process in (None, it.process)]
@@ -212,8 +220,9 @@ def fleet_reader(*, process: str | None = None) -> Iterator[Read]:
                 "FleetSamples().add, and with this store and prefix?"
             )
         source = f"the fleet at {connection.place}, counts since each process began to tell"
+        total, alerts = merge(it.total for it in told), firing(recent)
         # who has ended tells nothing; clocks may differ
-        return overview_of(recent, merge(it.total for it in told), source=source, silence=math.inf)
+        return overview_of(recent, total, source=source, alerts=alerts, silence=math.inf)
 
     try:
         yield read
@@ -232,6 +241,28 @@ class _Onlooker(Member):
 
     def lost(self, error: Exception) -> None:
         """Ask again the next time: there is no worker to find the store again."""
+
+
+# Both
+
+
+def _watcher() -> Callable[[Iterable[Sample]], tuple[AlertRow, ...]]:
+    """What looks at samples by the rules that are on without a word, and gives the alerts that fire."""
+    alerts = Alerts(deliver=())
+    looked_at = 0.0
+
+    def firing(samples: Iterable[Sample]) -> tuple[AlertRow, ...]:
+        nonlocal looked_at
+        seconds = merge_by(samples, 1.0)
+        # the others of the fleet may not have told of the newest seconds yet
+        for sample in seconds[:-_NOT_ALL_TOLD]:
+            if sample.at > looked_at:
+                looked_at = sample.at
+                alerts.take(sample)
+        found = (it for it in alerts.current() if it.state == "firing")
+        return tuple(AlertRow(it.name, it.rule, it.severity, it.text, it.since) for it in found)
+
+    return firing
 
 
 def _of_process(samples: Iterable[Sample], process: str | None) -> list[Sample]:

@@ -414,6 +414,17 @@ def test_a_history_tells_the_last_minute_and_the_calls_of_a_day(history):
     assert overview.processes == ("one", "two")
 
 
+def test_alerts_that_fire_by_the_usual_rules_are_found_in_a_history(history):
+    is_open = Reading("circuit_breakers", "chat", {}, {"state": "OPEN"})
+    for seconds in range(40, 0, -1):
+        history.add(Sample(NOW - seconds, 1, "one", (is_open,)))
+    history.close()
+
+    (alert,) = history_reader(history.place, clock=lambda: NOW)().alerts
+
+    assert (alert.rule, alert.name, alert.severity) == ("circuit-open", "chat", "critical")
+
+
 def test_a_history_tells_of_one_process_alone(history):
     for process, calls in (("one", 1), ("two", 2)):
         history.add(Sample(NOW - 1, 1, process, (agent(calls),)))

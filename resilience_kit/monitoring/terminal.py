@@ -105,10 +105,8 @@ def drawn(
     parts += [Text(), _limits(limits, width, is_ascii=is_ascii), Text(_minute(overview.last_minute), style="bold")]
     if agents:
         parts += [Text(), _agents(agents)]
-    left = sum(
-        len(everyone) - len(shown)
-        for everyone, shown in ((overview.limits, limits), (overview.agents, agents), (overview.alerts, alerts))
-    )
+    everyone = len(overview.alerts) + len(_ill(overview)) + len(overview.limits) + len(overview.agents)
+    left = everyone - len(alerts) - len(circuits) - len(limits) - len(agents)
     more = f"{left} more rows do not fit. " if left else ""
     when = time.strftime("%H:%M:%S", time.localtime(overview.at))
     parts += [Text(), Text(f"{more}{when}, {visible(overview.source)}", style="dim")]
@@ -119,7 +117,7 @@ def _fitting(
     overview: Overview, rows: int | None
 ) -> tuple[Sequence["AlertRow"], Sequence[CircuitRow], Sequence[LimitRow], Sequence[AgentRow]]:
     """As many rows of each as fit; what is wrong comes first, and each kind gets a few."""
-    ill = [it for it in overview.circuits if it.state != "CLOSED"]
+    ill = _ill(overview)
     if rows is None:
         return overview.alerts, ill, overview.limits, overview.agents
     left = max(rows, 4 * _FEWEST_ROWS)
@@ -132,8 +130,12 @@ def _fitting(
     return alerts, circuits, limits, overview.agents[: max(1, left)]
 
 
+def _ill(overview: Overview) -> list[CircuitRow]:
+    return [it for it in overview.circuits if it.state != "CLOSED"]
+
+
 def _headline(overview: Overview) -> Text:
-    ill = [it for it in overview.circuits if it.state != "CLOSED"]
+    ill = _ill(overview)
     is_open = any(it.state == "OPEN" for it in ill)
     waiting = sum(it.waiting for it in overview.limits)
     told = [

@@ -256,6 +256,16 @@ def test_versions_are_compared_as_numbers(installed, least, is_met):
     assert doctor._Requirement("any", least, "", installed).is_met is is_met
 
 
+def test_a_kit_that_is_not_installed_is_a_warning(monkeypatch):
+    def version(name):
+        raise doctor.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor.metadata, "version", version)
+    monkeypatch.setattr(doctor.metadata, "requires", version)
+
+    assert (doctor.check_python().verdict, doctor.check_libraries().verdict) == ("warning", "ok")
+
+
 def test_models_come_from_the_environment(monkeypatch):
     monkeypatch.setenv("AZURE_OPENAI_DEPLOYMENT", "gpt-4o-mini")
     monkeypatch.setenv("OPENAI_MODEL", "gpt-4.1")
@@ -278,6 +288,23 @@ def test_a_vocabulary_in_the_cache_of_tiktoken_is_found(monkeypatch, tmp_path):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
 
     assert doctor.check_tokenizer("davinci").found == "davinci is counted with r50k_base, from tiktoken's cache"
+
+
+def test_the_cache_of_tiktoken_is_where_it_is_when_nobody_says(monkeypatch, tmp_path):
+    for variable in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(doctor.tempfile, "gettempdir", lambda: str(tmp_path))
+    (tmp_path / "data-gym-cache").mkdir()
+    (tmp_path / "data-gym-cache" / "0ea1e91bbb3a60f729a8dc8f777fd2fc07cd8df4").write_bytes(b"any")
+
+    assert doctor.check_tokenizer("davinci").verdict == "ok"
+
+
+def test_without_any_prices_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr(pricing, "_library", lambda: None)
+    monkeypatch.setattr(pricing, "_published", {})
+
+    assert "pip install 'resilience-kit[cost]'" in doctor.check_prices("gpt-4o").advice
 
 
 def test_a_model_without_a_price_is_a_warning_until_it_has_one():
@@ -331,12 +358,30 @@ def test_a_certificate_that_nobody_vouches_for_has_failed(monkeypatch, tmp_path)
     assert (found.verdict, "certificate" in found.found, "SSL_CERT_FILE" in found.advice) == ("failed", True, True)
 
 
+def test_a_certificate_that_the_machine_trusts_is_accepted(monkeypatch, tmp_path):
+    certificate = make_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+
+    def greet(connection):
+        with suppress(OSError):
+            context.wrap_socket(connection, server_side=True)
+
+    with listening(greet) as (port, _):
+        monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", f"https://127.0.0.1:{port}")
+        found = doctor_services.check_endpoint("AZURE_OPENAI_ENDPOINT")
+
+    assert found.verdict == "ok", found
+
+
 def make_certificate(folder):
-    """A certificate that this machine does not trust, and its key, in one file."""
+    """A self-made certificate for 127.0.0.1, and its key, in one file."""
     path = folder / "certificate.pem"
     subprocess.run(  # noqa: S603 - its own words
         [
             *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"),
+            *("-addext", "subjectAltName=IP:127.0.0.1"),
             *("-keyout", str(folder / "key.pem"), "-out", str(path)),
         ],
         check=True,
@@ -363,6 +408,23 @@ def test_an_azure_endpoint_with_the_path_that_clients_add_is_a_warning(monkeypat
         found = doctor_services.check_endpoint("AZURE_OPENAI_ENDPOINT")
 
     assert (found.verdict, found.advice) == ("warning", "Write the URL without a path.")
+
+
+def test_a_host_that_has_no_address_has_failed(monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://nowhere.invalid/v1")
+
+    found = doctor_services.check_endpoint("OPENAI_BASE_URL")
+
+    assert (found.verdict, "Compare the host's name" in found.advice) == ("failed", True)
+
+
+def test_another_machine_without_tls_is_a_warning(monkeypatch):
+    with listening() as (port, _):
+        # which Linux takes for this machine, and the doctor for another
+        monkeypatch.setenv("OPENAI_BASE_URL", f"http://0.0.0.0:{port}")
+        found = doctor_services.check_endpoint("OPENAI_BASE_URL")
+
+    assert (found.verdict, "keys are sent to be read" in found.found) == ("warning", True)
 
 
 def test_behind_a_proxy_it_is_the_proxy_that_is_reached(monkeypatch):
@@ -400,6 +462,29 @@ def test_a_store_that_is_gone_has_failed_once(run, monkeypatch):
     (failed,) = (it for it in json.loads(result.output) if it["verdict"] == "failed")
     assert (result.exit_code, failed["check"]) == (1, "store")
     assert f"the store at {place}: ConnectionError: " in failed["found"]
+
+
+def test_a_server_that_is_no_store_has_failed(monkeypatch):
+    with listening(lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as (port, _):
+        configure(store=f"redis://127.0.0.1:{port}")
+        found = run_check(doctor_services.check_store, deadline=10)
+
+    assert (found.verdict, f"the store at 127.0.0.1:{port}: " in found.found) == ("failed", True), found
+
+
+def test_a_server_whose_snapshots_fail_is_a_warning():
+    information = b"rdb_last_bgsave_status:err"
+
+    def answer(connection):
+        while request := connection.recv(65_536):
+            said = b"$%d\r\n%b\r\n" % (len(information), information)
+            connection.sendall(said if b"INFO" in request else b"+OK\r\n")
+
+    with listening(answer) as (port, _):
+        configure(store=f"redis://127.0.0.1:{port}")
+        finding = run_check(doctor_services.check_store_persistence, deadline=10)
+
+    assert (finding.verdict, "snapshot failed" in finding.found) == ("warning", True), finding
 
 
 def test_a_store_that_says_nothing_has_failed(monkeypatch):

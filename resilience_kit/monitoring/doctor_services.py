@@ -29,8 +29,8 @@ _PATIENCE = 3.0
 _PINGS = 5
 # More than this is not what a clock drifts by in a day, and shifts what the dashboard shows of one process.
 _MOST_SKEW = 2.0
-# What scripts of the kit do all the time: ask for the time, which servers before Redis 5 refuse to those that write, and
-# keep something for a while.
+# What scripts of the kit do all the time: ask for the time, and keep something for a while. Servers before Redis 5
+# refuse the two together.
 _WRITE = Script("doctor", 'return redis.call("SET", KEYS[1], redis.call("TIME")[1], "PX", 1000)')
 
 

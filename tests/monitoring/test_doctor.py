@@ -349,7 +349,7 @@ def test_a_certificate_that_nobody_vouches_for_has_failed(monkeypatch, tmp_path)
 
     def greet(connection):
         with suppress(OSError):
-            context.wrap_socket(connection, server_side=True)
+            context.wrap_socket(connection, server_side=True).close()
 
     with listening(greet) as (port, _):
         monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", f"https://127.0.0.1:{port}")
@@ -366,7 +366,7 @@ def test_a_certificate_that_the_machine_trusts_is_accepted(monkeypatch, tmp_path
 
     def greet(connection):
         with suppress(OSError):
-            context.wrap_socket(connection, server_side=True)
+            context.wrap_socket(connection, server_side=True).close()
 
     with listening(greet) as (port, _):
         monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", f"https://127.0.0.1:{port}")

@@ -80,12 +80,12 @@ class AgentRow:
 
 @dataclass(frozen=True, slots=True)
 class LastMinute:
-    """What happened in the last minute: counts, and percentiles of waits and answers in seconds."""
+    """What happened in the last minute: counts, and percentiles of waits and answers in seconds; None if not known."""
 
-    requests: float = 0
-    tokens: float = 0
-    rate_limited: float = 0
-    retries: float = 0
+    requests: float | None = None
+    tokens: float | None = None
+    rate_limited: float | None = None
+    retries: float | None = None
     wait_p50: float | None = None
     wait_p95: float | None = None
     answer_p50: float | None = None

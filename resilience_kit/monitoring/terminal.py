@@ -229,8 +229,10 @@ def _agents(agents: Iterable[AgentRow]) -> Table:
     return table
 
 
-def _short(number: float) -> str:
+def _short(number: float | None) -> str:
     """A count in few characters."""
+    if number is None:
+        return "-"
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(number) >= max(size, _MANY if unit == "k" else size):
             return f"{number / size:.3g}{unit}"

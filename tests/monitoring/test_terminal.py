@@ -375,6 +375,15 @@ def test_values_of_the_wrong_kind_are_left_out():
     printed(overview)
 
 
+def test_what_a_dashboard_does_not_tell_of_the_last_minute_is_not_shown_as_none():
+    figures = {name: value for name, value in FIGURES.items() if name != "minute"}
+
+    text = printed(overview_from_json(figures, source="here"))
+
+    assert "last minute: - requests, - tokens, 4 429s, - retries" in text
+    assert "wait p50 -, p95 800ms; answer p50 -, p95 12.4s, p99 -" in text
+
+
 @pytest.mark.parametrize(
     "url", ["", "127.0.0.1:8766", "ftp://host", "http://", "http://host:many", "http://host/?token=x", "http://[::1"]
 )

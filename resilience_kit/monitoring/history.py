@@ -66,6 +66,7 @@ class History:
         # as often as the thread writes
         self._interval = _SECOND
         self._has_warned: set[str] = set()
+        self._has_samples = False
         self._start_anew()
         _all.add(self)
 
@@ -99,7 +100,7 @@ class History:
     def add(self, sample: Sample) -> None:
         """Have a sample written within a second; returns at once. It may be given to a `Sampler` as a sink."""
         with self._has_news:
-            self._has_ended = False
+            self._has_ended, self._has_samples = False, True
             self._added.append(sample)
             # merged by the thread, unless it is held up: then what was added last is what is known best
             del self._added[:-_MOST_UNWRITTEN]
@@ -136,6 +137,9 @@ class History:
         try:
             rows = self._table.read(resolution, start, self._clock() + 1 if end is None else end)
         except self._table.errors as error:
+            if isinstance(error, FileNotFoundError) and self._has_samples:
+                # the first are on their way
+                return []
             problem = _told(error)
         if problem is not None:
             # a database's error may quote its URL
@@ -193,19 +197,26 @@ class History:
     # The writer
 
     def _write_all(self) -> None:
-        written_at = -_SECOND
+        written_at = -self._interval
         while True:
             with self._has_news:
-                while not self._has_ended and (not self._added or time.monotonic() < written_at + self._interval):
-                    left = written_at + self._interval - time.monotonic() if self._added else None
-                    self._has_news.wait(left)
+                while not self._has_ended:
+                    left = written_at + self._interval - time.monotonic()
+                    has_work = self._added or self._is_failing
+                    if has_work and left <= 0:
+                        break
+                    self._has_news.wait(left if has_work else None)
                 samples, self._added = self._added, []
-                if self._has_ended and not samples:
-                    self._thread = None
-                    self._table.close()
-                    return
-            self._write(samples)
-            written_at = time.monotonic()
+                has_ended = self._has_ended
+            if samples or self._is_failing:
+                self._write(samples)
+                written_at = time.monotonic()
+            if has_ended:
+                with self._has_news:
+                    if not self._added:
+                        self._thread = None
+                        self._table.close()
+                        return
 
     def _write(self, samples: list[Sample]) -> None:
         self._untaken.extend(samples)
@@ -213,8 +224,9 @@ class History:
             while self._untaken:
                 self._take(self._untaken[0])
                 self._untaken.popleft()
-            self._table.write(self._unwritten)
-            self._unwritten.clear()
+            if self._unwritten:
+                self._table.write(self._unwritten)
+                self._unwritten.clear()
             self._prune()
         except Exception as error:  # noqa: BLE001 - whatever it is, the thread must live to write again
             self._is_failing = True
@@ -233,28 +245,30 @@ class History:
         """Add a sample to its second, its minute and its hour."""
         process = sample.process[:_LONGEST_PROCESS]
         keys = [Key(resolution, int(start_of(sample, resolution)), process) for resolution in KEPT]
-        # all of them are found before one is changed: a sample that cannot be taken now is taken later, once
-        found = [self._found(key) for key in keys]
-        for key, before in zip(keys, found, strict=True):
-            so_far = sample if before is None else before
-            if so_far.at < sample.at:
-                so_far = merge([so_far, sample])
+        # all of them are made before one is kept: a sample that cannot be taken now is taken later, once
+        rows = {key: self._with(key, sample) for key in keys}
+        for key, row in rows.items():
             newest, _ = self._open.pop((key.resolution, process), (key, None))
             if key >= newest:
-                self._open[key.resolution, process] = key, so_far
-            self._unwritten[key] = so_far
+                self._open[key.resolution, process] = key, row
+        self._unwritten.update(rows)
         while len(self._open) > _MOST_OPEN:
             del self._open[next(iter(self._open))]
 
-    def _found(self, key: Key) -> Sample | None:
-        """What there is of a key; on disk, it is from before this history began, or from one beside it."""
-        newest, so_far = self._open.get((key.resolution, key.process), (None, None))
-        if newest == key:
-            return so_far
-        if key in self._unwritten:
-            return self._unwritten[key]
-        if newest is not None and key > newest:
-            return None
+    def _with(self, key: Key, sample: Sample) -> Sample:
+        """A row with a sample added to it."""
+        newest, row = self._open.get((key.resolution, key.process), (None, None))
+        if newest != key:
+            row = self._unwritten.get(key)
+        if row is None and (newest is None or key < newest):
+            row = self._on_disk(key)
+            # of another history beside this one, which has the sample already
+            if row is not None and row.at >= sample.at:
+                return row
+        return sample if row is None else merge([row, sample])
+
+    def _on_disk(self, key: Key) -> Sample | None:
+        """What there is of a key from before this history began, or from one beside it."""
         data = self._table.get(key)
         try:
             return None if data is None else unpacked(data)

@@ -134,7 +134,9 @@ class SqliteTable:
         return self._writer
 
     def _ask(self, query: str, values: tuple[Any, ...]) -> Iterable[Any]:
-        # not as a new file, where there is none
+        if not self._path.exists():
+            raise FileNotFoundError
+        # not as a new file, should it go now
         with closing(sqlite3.connect(f"{self._path.as_uri()}?mode=rw", timeout=_PATIENCE, uri=True)) as reader:
             return reader.execute(query, values).fetchall()
 
@@ -203,7 +205,6 @@ class SqlAlchemyTable:
 
     def read(self, resolution: int, start: float, end: float) -> list[bytes]:
         """The packed samples of a stretch of time, the oldest first; from any thread."""
-        self._make()
         columns = self._table.c
         query = (
             self._sql.select(columns.data)

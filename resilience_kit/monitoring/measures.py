@@ -93,17 +93,20 @@ class Histogram:
     def percentile(self, share: float) -> float | None:
         """The seconds that this share of them did not exceed, as near as the buckets say; None if there are none.
 
+        Less than a millisecond is 0: most calls do not wait at all.
+
         Args:
             share: From 0 to 1: 0.95 for the 95th percentile.
         """
-        wanted = share * self.count
-        if not self.count:
+        total = self.count
+        if not total:
             return None
-        before = 0
+        wanted, before = share * total, 0
         for number, count in enumerate(self.counts):
             if count and before + count >= wanted:
-                low = BOUNDS[number - 1] if number else 0.0
-                high = BOUNDS[number] if number < len(BOUNDS) else low
+                if number in (0, len(BOUNDS)):
+                    return BOUNDS[-1] if number else 0.0
+                low, high = BOUNDS[number - 1 : number + 1]
                 return low + (high - low) * (wanted - before) / count
             before += count
         return BOUNDS[-1]

@@ -83,6 +83,9 @@ class Sampler:
         self._unsubscribe: Callable[[], None] | None = None
         self._waits: deque[tuple[str, float]] = deque(maxlen=_MOST_QUEUED)
         self._answers: deque[tuple[str, float]] = deque(maxlen=_MOST_QUEUED)
+        # what was taken from the queues for the next sample, by name
+        self._waited: defaultdict[str, list[float]] = defaultdict(list)
+        self._answered: defaultdict[str, list[float]] = defaultdict(list)
         self._before: dict[_Key, dict[str, Any]] = {}
         self._taken_at = 0.0
         self._readings: dict[_Key, Reading] = {}
@@ -217,6 +220,9 @@ class Sampler:
             self._take_one()
 
     def _take_one(self) -> None:
+        # before the statistics are read, so that they have all names of these
+        _move(self._waits, self._waited)
+        _move(self._answers, self._answered)
         try:
             shown, monotonic = stats.get_all_resilience_stats(), time.monotonic()
             readings, new = self._read(shown)
@@ -232,7 +238,6 @@ class Sampler:
     def _read(self, shown: dict[str, Any]) -> tuple[tuple[Reading, ...], int]:
         """All readings, and how many of them are not those of the second before."""
         now = _counters_of(shown)
-        waits, answers = _drained(self._waits), _drained(self._answers)
         readings: dict[_Key, Reading] = {}
         for (section, name), counters in now.items():
             before = self._before.get((section, name), {})
@@ -241,10 +246,10 @@ class Sampler:
             gauges = {key: it for key, it in shown[section][name].items() if key not in counters}
             histograms: dict[str, Histogram] = {}
             if section == "rate_limiters":
-                delayed = Histogram.of(waits.get(name, ()))
+                delayed = Histogram.of(self._waited.get(name, ()))
                 at_once = max(0, round(rises["calls_admitted"] - rises["calls_delayed"]))
                 waited = delayed.add(Histogram((at_once, *Histogram().counts[1:])))
-                histograms = {"wait": waited, "answer": Histogram.of(answers.get(name, ()))}
+                histograms = {"wait": waited, "answer": Histogram.of(self._answered.get(name, ()))}
             reading = Reading(
                 section,
                 name[:_LONGEST_NAME],
@@ -254,6 +259,8 @@ class Sampler:
             )
             self._add(readings, reading)
         self._before = now
+        self._waited.clear()
+        self._answered.clear()
         new = sum(self._readings.get(key) is not reading for key, reading in readings.items())
         self._readings = readings
         return tuple(readings.values()), new
@@ -310,13 +317,11 @@ def _counters_of(shown: dict[str, Any]) -> dict[_Key, dict[str, Any]]:
     }
 
 
-def _drained(queue: deque[tuple[str, float]]) -> dict[str, list[float]]:
-    """What is in the queue now, by name; others may append meanwhile."""
-    by_name: defaultdict[str, list[float]] = defaultdict(list)
+def _move(queue: deque[tuple[str, float]], by_name: defaultdict[str, list[float]]) -> None:
+    """Take what is in a queue now; others may append meanwhile."""
     for _ in range(len(queue)):
         name, seconds = queue.popleft()
         by_name[name].append(seconds)
-    return by_name
 
 
 def _wait_for(threads: Iterable[threading.Thread | None]) -> None:

@@ -88,9 +88,15 @@ class Webhook:
             raise ConfigurationError(f"Webhook(timeout={timeout!r}): expected seconds above 0")
         self._secret = secret
         self._timeout = timeout
-        self._post = retry_on_429(retry_transient=True, max_retries=max_retries, max_elapsed=max_elapsed)(
-            self._post_once
-        )
+        # all is said here: how the program's own calls are retried is another matter
+        self._post = retry_on_429(
+            retry_transient=True,
+            max_retries=max_retries,
+            initial_backoff=1.0,
+            max_backoff=30.0,
+            backoff_multiplier=2.0,
+            max_elapsed=max_elapsed,
+        )(self._post_once)
 
     def __call__(self, alert: "Alert") -> None:
         """Send an alert, and wait until the server has it."""

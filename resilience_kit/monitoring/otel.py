@@ -35,6 +35,9 @@ _MOST_QUEUED = 200_000
 _PATIENCE = 5.0
 _SCOPE = "resilience_kit"
 
+# What a span is told of: a call that is admitted is shown as the span of its wait.
+_SHOWN = frozenset({Admitted, *(getattr(events, name) for name in metric_names.SPAN_EVENTS)})
+
 Attributes = Mapping[str, str | int | float | bool]
 _Queued = tuple[type[Event], str, tuple[Any, ...]]
 
@@ -142,8 +145,8 @@ class _Metrics:
             self._queue.append((kind, name, values))
 
     def hear(self, event: Event) -> None:
-        if isinstance(event, Admitted) and event.waited:
-            self._queue.append((Admitted, event.name, (event.waited,)))
+        name, *values = (getattr(event, field.name) for field in fields(event))
+        self.tally(type(event), name, tuple(values))
 
     # Its thread
 
@@ -210,18 +213,17 @@ class _Spans:
         self._tracer = tracer
 
     def wants(self, kind: type[Event]) -> bool:
-        is_shown = kind is Admitted or kind.__name__ in metric_names.SPAN_EVENTS
-        return is_shown and trace.get_current_span().is_recording()
+        return kind in _SHOWN and trace.get_current_span().is_recording()
 
     def hear(self, event: Event) -> None:
         span = trace.get_current_span()
         if not span.is_recording():
             return
-        name = metric_names.SPAN_EVENTS.get(type(event).__name__)
-        if name is not None:
-            span.add_event(name, _attributes(event))
-        elif isinstance(event, Admitted) and event.waited:
-            self._show_wait(event)
+        if isinstance(event, Admitted):
+            if event.waited:
+                self._show_wait(event)
+        elif type(event) in _SHOWN:
+            span.add_event(metric_names.SPAN_EVENTS[type(event).__name__], _attributes(event))
 
     def _show_wait(self, event: Admitted) -> None:
         # it is over: what the call does next is not beneath it

@@ -43,7 +43,7 @@ def export_to_prometheus(
         sampler: Whose histograms of waits and answers are shown. Default: `running_sampler()`.
 
     Returns:
-        A function that takes them away again; calling it again does nothing.
+        A function that takes them away again; calling it again does nothing. The sampler goes on.
 
     Raises:
         ConfigurationError: They are in the registry already.
@@ -51,7 +51,7 @@ def export_to_prometheus(
     Example:
         >>> from prometheus_client import CollectorRegistry, generate_latest
         >>> from resilience_kit import rate_limited
-        >>> from resilience_kit.monitoring.prometheus import export_to_prometheus
+        >>> from resilience_kit.monitoring import export_to_prometheus, running_sampler
         >>> registry = CollectorRegistry()
         >>> stop = export_to_prometheus(registry)
         >>> rate_limited("chat", tokens=0)(lambda: "four")()
@@ -59,6 +59,7 @@ def export_to_prometheus(
         >>> 'resilience_kit_calls_admitted_total{limit="chat"} 1.0' in generate_latest(registry).decode()
         True
         >>> stop()
+        >>> running_sampler().stop()
     """
     into = REGISTRY if registry is None else registry
     collector = _KitCollector(running_sampler if sampler is None else lambda: sampler)

@@ -22,6 +22,9 @@ SECRET = "from-a-vault-not-from-code"  # noqa: S105 - a test's own
 def run(monkeypatch):
     # Narrow terminals wrap what the tests look for.
     monkeypatch.setenv("COLUMNS", "300")
+    # whoever runs the tests may have a receiver of their own
+    for variable in ("RESILIENCE_ALERTS_WEBHOOK_URL", "RESILIENCE_ALERTS_WEBHOOK_SECRET"):
+        monkeypatch.delenv(variable, raising=False)
     return lambda *arguments: CliRunner().invoke(cli.app, ["alerts", *arguments])
 
 
@@ -51,7 +54,7 @@ def receiver():
 
 
 @pytest.fixture
-def variables(monkeypatch, receiver):
+def variables(run, monkeypatch, receiver):
     monkeypatch.setenv("RESILIENCE_ALERTS_WEBHOOK_URL", receiver.url)
     monkeypatch.setenv("RESILIENCE_ALERTS_WEBHOOK_SECRET", SECRET)
 

@@ -113,11 +113,19 @@ def test_what_was_not_seen_for_a_minute_is_not_taken_for_lasting():
     assert condition.since == 3_600
 
 
-def test_samples_of_a_minute_have_no_gap_between_them():
-    condition = Condition(pressure(for_seconds=100))
-    states = [condition.update(11, float(at), seconds=60) for at in (60, 120, 180)]
+def test_samples_of_an_hour_have_no_gap_between_them():
+    condition = Condition(pressure(for_seconds=5_000))
+    states = [condition.update(11, float(at), seconds=3_600) for at in (3_600, 7_200, 10_800)]
 
     assert states == ["pending", "pending", "firing"]
+
+
+def test_an_end_that_was_not_seen_for_a_minute_is_not_taken_for_lasting():
+    condition = Condition(pressure(clear_for_seconds=100))
+    states = [condition.update(value, at, seconds=1) for value, at in ((11, 0.0), (0, 1.0), (0, 3_600.0), (0, 3_700.0))]
+
+    assert states == ["firing", "firing", "firing", "firing"]
+    assert condition.update(0, 3_700.0) == "firing"
 
 
 def test_a_clock_that_was_set_back_starts_the_wait_anew():
@@ -387,11 +395,20 @@ def test_a_budget_that_lasts_is_not_told_of():
     assert seen(DEFAULTS["budget-runs-out"], spending(0.099)) == []
 
 
-def test_a_budget_whose_period_turned_begins_anew():
-    assert seen(DEFAULTS["budget-runs-out"], [*spending(0.2, until=1_000)])[0][1] == "firing"
-    turned = [sample(1_000.0 + it.at, *it.readings, seconds=10) for it in spending(0.05, until=1_000)]
+def later(samples, seconds):
+    return [sample(seconds + each.at, *each.readings, seconds=10) for each in samples]
 
-    assert seen(DEFAULTS["budget-runs-out"], [*spending(0.2, until=1_000), *turned])[-1] == (1_300.0, "ok", "MathAgent")
+
+def test_what_a_budget_will_use_is_over_when_its_period_turns():
+    samples = [*spending(0.2, until=1_000), *later(spending(0.05, until=1_000), 1_000)]
+
+    assert seen(DEFAULTS["budget-runs-out"], samples)[-1] == (1_300.0, "ok", "MathAgent")
+
+
+def test_the_pace_of_a_budget_is_that_of_its_own_period():
+    samples = [*spending(0.05, until=1_000), *later(spending(0.2), 1_000)]
+
+    assert seen(DEFAULTS["budget-runs-out"], samples) == [(1_390.0, "firing", "MathAgent")]
 
 
 def test_a_budget_without_a_period_is_not_projected():
@@ -431,8 +448,11 @@ def test_a_forecast_is_compared_with_the_limits_tokens_per_minute(forecaster, pe
     assert bool(found) == fires
 
 
-def test_a_forecast_of_a_limit_that_is_not_in_use_says_nothing():
-    assert seen(DEFAULTS["forecast-above-quota"], [sample(1.0)], forecasters={"chat": Foresight(1e9)}) == []
+@pytest.mark.parametrize("readings", [(), (Reading("rate_limiters", "chat"),)], ids=["no limit", "no gauges"])
+def test_a_forecast_of_a_limit_of_which_nothing_is_known_says_nothing(readings):
+    forecasters = {"chat": Foresight(1e9)}
+
+    assert seen(DEFAULTS["forecast-above-quota"], [sample(1.0, *readings)], forecasters=forecasters) == []
 
 
 def test_an_agent_whose_prompts_are_cut_too_often_is_told():

@@ -1,6 +1,7 @@
 """OpenTelemetry: what its SDK receives, with its own exporters in memory."""
 
 import asyncio
+import importlib
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from resilience_kit import (
     CircuitOpenError,
     RateLimitTimeoutError,
     TokenBudgetExceededError,
+    agent,
     circuit_protected,
     events,
     rate_limited,
@@ -195,7 +197,8 @@ def test_names_are_bounded_in_number_and_length(exported, monkeypatch):
 
 
 def test_of_a_call_of_unknown_use_no_tokens_are_recorded(exported):
-    token_budget("MathAgent")(lambda prompt: None)("2 + 2?")
+    with agent("MathAgent"):
+        token_budget(lambda prompt: None)("2 + 2?")
     exported.stop()
 
     assert "gen_ai.client.token.usage" not in exported.metrics()
@@ -211,6 +214,14 @@ def test_what_is_queued_is_recorded_without_waiting_for_the_end(monkeypatch):
     finally:
         stop()
         exported.meters.shutdown()
+
+
+def test_what_is_told_as_a_record_counts_as_well(exported):
+    events.emit(events.Admitted(name="chat", waited=2.5, tokens=1))
+    exported.stop()
+
+    (point,) = exported.points("resilience_kit.wait").values()
+    assert point.sum == 2.5
 
 
 def test_when_it_is_ended_nothing_is_observed_and_nothing_heard(exported):
@@ -375,6 +386,14 @@ def test_what_is_queued_at_the_end_of_a_program_is_still_recorded():
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)  # noqa: S603 - our own program
 
     assert "gen_ai.client.token.usage" in finished.stdout
+
+
+def test_without_the_api_the_extra_is_named(monkeypatch):
+    monkeypatch.delitem(sys.modules, otel.__name__)
+    monkeypatch.setitem(sys.modules, "opentelemetry.trace", None)
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    with pytest.raises(ImportError, match=r"pip install 'resilience-kit\[otel\]'"):
+        importlib.import_module(otel.__name__)
 
 
 def test_an_api_without_advice_on_buckets_gets_none(exported):

@@ -1,7 +1,9 @@
 """Prometheus: real scrapes over HTTP, and the files in contrib/ against what is scraped."""
 
+import importlib
 import json
 import re
+import sys
 import threading
 from pathlib import Path
 from wsgiref.simple_server import WSGIRequestHandler, make_server
@@ -17,7 +19,7 @@ from resilience_kit import ConfigurationError, circuit_protected, rate_limited, 
 from resilience_kit.monitoring import metric_names
 from resilience_kit.monitoring.metric_names import CIRCUIT_STATE, HISTOGRAMS, METRICS, Names
 from resilience_kit.monitoring.prometheus import export_to_prometheus
-from resilience_kit.monitoring.sampler import Sampler
+from resilience_kit.monitoring.sampler import Sampler, running_sampler
 from resilience_kit.stats import COUNTERS
 from resilience_kit.testing import no_waiting
 
@@ -236,8 +238,8 @@ def test_when_it_is_stopped_they_are_gone_and_can_be_exported_again(scrape):
     scrape.stop()
     assert scrape() == {}
 
-    stop = export_to_prometheus(scrape.registry)
-    stop()
+    with Sampler() as sampler:
+        export_to_prometheus(scrape.registry, sampler=sampler)()
 
 
 def test_metrics_of_the_programs_own_stand_beside_them(scrape):
@@ -255,9 +257,19 @@ def test_without_a_registry_it_is_the_one_of_the_process():
     stop = export_to_prometheus()
     try:
         assert b"resilience_kit_calls_admitted" in generate_latest()
+        assert running_sampler().is_running
     finally:
         stop()
+        running_sampler().stop()
     assert b"resilience_kit_calls_admitted" not in generate_latest()
+
+
+def test_without_the_client_the_extra_is_named(monkeypatch):
+    name = "resilience_kit.monitoring.prometheus"
+    monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(ImportError, match=r"pip install 'resilience-kit\[prometheus\]'"):
+        importlib.import_module(name)
 
 
 # What ships in contrib/

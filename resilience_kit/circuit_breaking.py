@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 
 def reset_circuit_breakers(name: str | None = None) -> None:
-    """Close circuits by hand.
+    """Close circuits by hand; where a store is set (RESILIENCE_STORE), in all processes.
 
     Args:
         name: One circuit's name; None for all.
@@ -120,11 +120,13 @@ def circuit_protected(
     cancellation are neither failures nor successes, and leave all counters alone.
 
     Args:
-        name: Functions with the same name share one circuit, over all threads and event loops.
+        name: Functions with the same name share one circuit, over all threads and event loops; where a store is set
+            (RESILIENCE_STORE), over all processes.
         failure_threshold: Failures in a row that open the circuit. Default: CIRCUIT_BREAKER_FAILURE_THRESHOLD, 5.
         recovery_timeout: Seconds that it stays open. Default: CIRCUIT_BREAKER_RECOVERY_TIMEOUT, 60.
-        success_threshold: Trials that must succeed to close it. Default: CIRCUIT_BREAKER_SUCCESS_THRESHOLD, 3.
-        half_open_max_calls: Trials under way at once while it is half-open.
+        success_threshold: Trials that must succeed to close it, over the whole fleet where a store is set. Default:
+            CIRCUIT_BREAKER_SUCCESS_THRESHOLD, 3.
+        half_open_max_calls: Trials under way at once while it is half-open, over the whole fleet where a store is set.
         is_failure: Says whether an error is a failure of the service, in place of the rule above.
         fallback: Called with the same arguments in place of a call that the circuit refuses.
 

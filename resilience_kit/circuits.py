@@ -274,12 +274,18 @@ class Circuit(pybreaker.CircuitBreakerListener):
             self._shared.hurry()
 
 
-def _shared(circuit: Circuit, values: dict[str, Any]) -> "SharedCircuit | None":
-    """The fleet's side of a circuit, where there is a fleet."""
+def _are_shared() -> bool:
+    """Whether there is a store, through which circuits reach other processes."""
+    # pydantic takes 0.15 s to import
     from resilience_kit.settings import current_settings
 
+    return current_settings().resilience_store is not None
+
+
+def _shared(circuit: Circuit, values: dict[str, Any]) -> "SharedCircuit | None":
+    """The fleet's side of a circuit, where there is a fleet."""
     # what a process without a store does not need, it does not load
-    if current_settings().resilience_store is None:
+    if not _are_shared():
         return None
     from resilience_kit.fleet.fleet_circuits import SharedCircuit
     from resilience_kit.fleet.fleets import current_fleet
@@ -306,5 +312,5 @@ def effective_parameters(configuration: CircuitConfiguration) -> dict[str, Value
 
 
 circuits: Registry[CircuitConfiguration, Circuit] = Registry(
-    "circuit", "circuit_breakers", Circuit, effective_parameters
+    "circuit", "circuit_breakers", Circuit, effective_parameters, is_shared=_are_shared
 )

@@ -7,11 +7,12 @@ import pkgutil
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-from resilience_kit.errors import ConfigurationError
+from resilience_kit.errors import ConfigurationError, ResilienceError
 from resilience_kit.testing.faults import Fault
 from resilience_kit.testing.server_windows import RequestWindow, TokenWindow
 from resilience_kit.testing.wire_errors import ErrorStyle, Headers, RetryAfterSpelling
@@ -291,3 +292,95 @@ def fire_alert(
         typer.echo(f"It was not delivered: {type(error).__name__}.")
         raise typer.Exit(1) from error
     typer.echo("The webhook took it.")
+
+
+@app.command()
+def doctor(
+    *,
+    model: Annotated[
+        list[str] | None, typer.Option(help="A model or deployment to look for; again for each further one.")
+    ] = None,
+    details: Annotated[bool, typer.Option("--details", help="Show each variable, library and extra too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check settings, tokenizer, prices, endpoint, store and libraries, and say what to do about what is wrong.
+
+    No key is shown or sent, and no request that costs. It ends with 1 where a check failed; warnings do not count.
+    """
+    try:
+        from rich.console import Console
+    except ImportError as missing:
+        _exit_for_missing(missing, "cli")
+    from resilience_kit.monitoring import doctor as checks
+
+    findings = checks.examine(model or ())
+    if as_json:
+        typer.echo(json.dumps(checks.as_json(findings), indent=2))
+    else:
+        Console().print(checks.as_table(findings, with_details=details))
+    raise typer.Exit(0 if checks.is_well(findings) else 1)
+
+
+_Url = Annotated[str | None, typer.Option(help="Look at a running dashboard, such as http://127.0.0.1:8766.")]
+_History = Annotated[str | None, typer.Option(help="Look at a history: its file, or its URL.")]
+_Process = Annotated[str | None, typer.Option(help="One process alone; all if not given.")]
+
+
+@app.command()
+def top(
+    *,
+    url: _Url = None,
+    history: _History = None,
+    process: _Process = None,
+    once: Annotated[bool, typer.Option("--once", help="Print the figures once, and end.")] = False,
+) -> None:
+    """Watch circuits, quotas, agents, retries and waits live, until Ctrl-C.
+
+    The figures are the whole fleet's where RESILIENCE_STORE is set. Else say where they are: with --url those of a
+    dashboard (whose token is read from RESILIENCE_DASHBOARD_TOKEN), with --history those of a file.
+    """
+    try:
+        from resilience_kit.monitoring import terminal
+    except ImportError as missing:
+        _exit_for_missing(missing, "cli")
+    from resilience_kit.monitoring.overview_sources import open_source
+
+    with _told_as_errors(), open_source(url=url, history=history, process=process) as read:
+        if once:
+            terminal.print_once(read)
+        else:
+            terminal.watch(read)
+
+
+@app.command()
+def stats(
+    *,
+    url: _Url = None,
+    history: _History = None,
+    process: _Process = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print the figures of now once; see `top` for where they come from."""
+    try:
+        from resilience_kit.monitoring import terminal
+    except ImportError as missing:
+        _exit_for_missing(missing, "cli")
+    from resilience_kit.monitoring.overview_sources import open_source
+
+    with _told_as_errors(), open_source(url=url, history=history, process=process) as read:
+        if as_json:
+            typer.echo(json.dumps(read().to_dict(), indent=2))
+        else:
+            terminal.print_once(read)
+
+
+@contextlib.contextmanager
+def _told_as_errors() -> Iterator[None]:
+    """End with 1 and the text of an error of the kit's; text from elsewhere may be in it."""
+    from resilience_kit.monitoring.visible_text import visible_lines
+
+    try:
+        yield
+    except ResilienceError as error:
+        typer.echo(visible_lines(error), err=True)
+        raise typer.Exit(1) from error

@@ -106,6 +106,8 @@ def rate_limited(
 ) -> Any:
     """Start no call of the function before there is a slot and quota for it.
 
+    Where a store is set (RESILIENCE_STORE), all of this holds over all processes together.
+
     Args:
         name: Functions with the same name share one limit, over all threads and event loops.
         requests_per_minute: Calls in any window of `period`, and a sixth of them in any sixth of it. Default:
@@ -117,7 +119,8 @@ def rate_limited(
         min_interval: Seconds between the starts of two calls. Default: MIN_REQUEST_INTERVAL_MS, 0.1.
         period: Length of the quota's window in seconds: Azure's is 60, a test's is shorter.
         tokens: What a call costs: a number, or a function of the call's own arguments. Default: an estimate from
-            `messages`, `input` or `prompt` and `max_tokens` or its kin where the call has them, else 0.
+            `messages`, `input` or `prompt` and `max_tokens` or its kin where the call has them, else 0. A call without
+            `max_tokens` counts 16 for its answer.
         priority: Lower is sooner; a step is worth a period of waiting, so that nobody waits for ever. A block of
             `with priority(...)` around the call beats it.
         max_wait: Most seconds to wait; a call that would wait longer is refused at once.

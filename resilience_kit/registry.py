@@ -84,7 +84,8 @@ NamedT = TypeVar("NamedT", bound=Named)
 class Registry(Generic[ConfigurationT, NamedT]):
     """One kind of named thing: declared when functions are decorated, built at the first call.
 
-    `kind` names it in messages, `section` in statistics.
+    `kind` names it in messages, `section` in statistics; `is_shared` tells whether a reset is to reach other processes,
+    also where this one has not used the name yet.
 
     Two declarations of one name may complete each other; where they contradict each other, the later one fails.
     """
@@ -95,9 +96,12 @@ class Registry(Generic[ConfigurationT, NamedT]):
         section: str,
         build: Callable[[str, ConfigurationT], NamedT],
         parameters: Callable[[ConfigurationT], dict[str, Value]],
+        *,
+        is_shared: Callable[[], bool] = bool,
     ) -> None:
         self.kind = kind
         self.section = section
+        self._is_shared = is_shared
         self._build = build
         self._parameters = parameters
         self._lock = threading.RLock()
@@ -167,6 +171,12 @@ class Registry(Generic[ConfigurationT, NamedT]):
         if name is not None and name not in items and name not in self._declared:
             known = ", ".join(sorted({*items, *self._declared})) or "none yet"
             raise ConfigurationError(f"there is no {self.kind} {name!r}. Known names: {known}")
+        if self._is_shared():
+            with self._lock:
+                declared = {**self._declared}
+            items |= {
+                key: self.get(key, declared[key]) for key in declared.keys() - items.keys() if name in (None, key)
+            }
         for key, item in items.items():
             if name in (None, key):
                 item.reset()

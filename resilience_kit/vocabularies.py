@@ -62,6 +62,11 @@ def is_ready(model: str = DEFAULT_MODEL) -> bool:
     return model in _encodings
 
 
+def is_packaged(name: str) -> bool:
+    """Tell whether the extra `offline` has an encoding's vocabulary, whole."""
+    return _read_vocabulary(name) is not None
+
+
 def load(model: str = DEFAULT_MODEL) -> None:
     """Make counting ready for a model; it takes about 0.3 s once for each vocabulary, so call it in a thread.
 

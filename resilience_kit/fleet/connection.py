@@ -32,6 +32,8 @@ _BUSY = 0.1
 _CONTENT = "RESILIENCE_CONTENT "
 # What Redis 6 puts before an error in a script.
 _PLACE_IN_SCRIPT = re.compile(r"^Error running script \(call to \w+\): (@user_script: ?\d+: )+-?")
+# In a key's name: braces would end the part that says the slot, and line breaks the error that names the key.
+_ESCAPES = str.maketrans({character: f"%{ord(character):02X}" for character in "%{}\r\n"})
 # What the server says when a command meets a value of another type, or a script fails on what it has read.
 _SIGNS_OF_GARBAGE = ("WRONGTYPE ", "ERR user_script:", "user_script:", "ERR Error running script")
 
@@ -129,8 +131,8 @@ class Connection:
 
     def key(self, name: str, *parts: str) -> str:
         """The key of a part of what lies under a name; all parts of one name are in one slot of a cluster."""
-        # braces would end the part that says the slot; what UTF-8 cannot say is escaped
-        tag = name.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
+        # what UTF-8 cannot say is escaped too
+        tag = name.translate(_ESCAPES)
         text = ":".join((self.prefix, f"{{{tag}}}", *parts))
         return text.encode(errors="backslashreplace").decode()
 

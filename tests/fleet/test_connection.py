@@ -144,9 +144,18 @@ def test_a_name_may_hold_any_character(connection, ask, name):
 
 
 def test_names_that_differ_have_keys_that_differ(connection):
-    names = ["a", "a}", "a{", "a%7D", "a}:b", "a:b", "a}:{b"]
+    names = ["a", "a}", "a{", "a%7D", "a}:b", "a:b", "a}:{b", "a\n", "a\r", "a%0A"]
     keys = {connection.key(name, *parts) for name in names for parts in [(), ("b",), ("b", "c")]}
     assert len(keys) == 3 * len(names)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\r\nb", "\n"])
+@either_way
+def test_an_error_names_the_whole_key_of_a_name_with_line_breaks(connection, ask, name):
+    key = connection.key(name, "quota")
+    with pytest.raises(StoreContentError) as caught:
+        ask(connection, COMPLAIN, ["first", key])
+    assert (caught.value.key, "\n" in str(caught.value)) == (key, False)
 
 
 @pytest.mark.parametrize("name", ["a", "}", "{}", "a}b{c", "{"])
@@ -503,7 +512,8 @@ def test_a_url_that_cannot_be_used_is_told_at_once(url):
 
 
 def test_without_the_client_it_is_said_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "redis", None)
+    for module in ("redis", "redis.connection", "redis.asyncio.connection"):
+        monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ConfigurationError, match=r"pip install 'resilience-kit\[fleet\]'"):
         Connection("redis://localhost")
 

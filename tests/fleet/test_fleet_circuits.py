@@ -342,6 +342,13 @@ def test_a_reset_in_a_process_whose_circuit_is_closed_is_told_too(processes, con
     eventually(lambda: client.hget(key("state"), "state") == b"reset")
 
 
+def test_a_reset_in_a_process_that_has_not_used_the_circuit_closes_it_in_all(processes):
+    one, idle = processes(2)
+    one.open()
+    idle.do("reset")
+    eventually(lambda: one.state == "CLOSED")
+
+
 def test_a_process_that_ends_after_a_reset_has_told_it(processes, own_server):
     (one,) = in_use(processes(1, url=own_server.url, deadline=5))
     one.open()

@@ -578,7 +578,8 @@ def test_no_text_of_the_process_shows_the_password(own_server, caplog, heard):
 
 
 def test_without_the_client_the_first_use_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "redis", None)
+    for module in ("redis", "redis.connection", "redis.asyncio.connection"):
+        monkeypatch.setitem(sys.modules, module, None)
     configure(store="redis://localhost")
     with pytest.raises(ConfigurationError, match="pip install"):
         current_fleet()

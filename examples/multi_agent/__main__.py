@@ -61,6 +61,7 @@ def _demonstrate(azure: Service | None, telemetry: Telemetry, *, compares: bool)
     console.print(side_by_side(runs))
     for answer in runs[_KIT].answers[:_FEW]:
         _show(console, answer)
+    console.print("\nTo watch it live in a browser: make demo-live", highlight=False)
     return 0
 
 

@@ -73,6 +73,7 @@ class History:
     def _start_anew(self) -> None:
         self._thread: threading.Thread | None = None
         self._has_news = threading.Condition()
+        self._writing = threading.Lock()
         self._has_ended = False
         self._open: dict[tuple[int, str], tuple[Key, Sample]] = {}
         self._added: list[Sample] = []
@@ -209,7 +210,8 @@ class History:
                 samples, self._added = self._added, []
                 has_ended = self._has_ended
             if samples or self._is_failing:
-                self._write(samples)
+                with self._writing:
+                    self._write(samples)
                 written_at = time.monotonic()
             if has_ended:
                 with self._has_news:
@@ -306,13 +308,27 @@ def _told(error: Exception) -> str:
 _all: "weakref.WeakSet[History]" = weakref.WeakSet()
 
 
+_held: list[threading.Lock] = []
+
+
+def _before_fork() -> None:
+    # a database's library has locks of its own, which a thread that is not in the child would never give back
+    _held.extend(it._writing for it in [*_all] if it._writing.acquire(timeout=_PATIENCE))  # noqa: SLF001 - its own class
+
+
+def _after_fork() -> None:
+    while _held:
+        _held.pop().release()
+
+
 def _leave_parents() -> None:
+    _held.clear()
     for history in [*_all]:
         history._leave_parent()  # noqa: SLF001 - its own class
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_parents)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_leave_parents)
 
 
 @atexit.register

@@ -24,11 +24,11 @@ RECORDER = Path(__file__).parent / "recorder.py"
 
 
 def sample(at, calls=1, process="one", seconds=1.0, **gauges):
-    return Sample(at, seconds, process, (Reading("agents", "A", {"calls": calls}, gauges),))
+    return Sample(at, seconds, process, (Reading("models", "A", {"calls": calls}, gauges),))
 
 
 def calls_of(samples):
-    return [it.reading("agents", "A").counter("calls") for it in samples]
+    return [it.reading("models", "A").counter("calls") for it in samples]
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_seconds_add_up_to_minutes_and_hours(written, resolution, expected):
 def test_gauges_of_a_minute_are_those_of_its_last_second(written):
     history = written(*(sample(NOON - 60 + second, in_flight=second) for second in range(1, 61)))
     (minute,) = history.read(NOON - 60, resolution=60)
-    assert minute.reading("agents", "A").gauges == {"in_flight": 60}
+    assert minute.reading("models", "A").gauges == {"in_flight": 60}
 
 
 def test_each_process_has_its_own_and_together_they_are_the_fleet(written):
@@ -122,9 +122,9 @@ def test_two_histories_of_one_process_at_one_place_count_a_sample_once(make):
     one.add(sample(NOON - 3))
     one.close()
     for at in (NOON - 2, NOON - 1):
-        one.add(sample(at))
-        two.add(sample(at))
-        one.close(), two.close()
+        for history in (one, two):
+            history.add(sample(at))
+            history.close()
     assert calls_of(one.read(NOON - 60, resolution=60)) == [3]
 
 
@@ -421,8 +421,8 @@ def test_adding_never_waits_for_the_place(make, monkeypatch):
 # Processes
 
 
-def record(place, process, calls=100_000):
-    command = [sys.executable, str(RECORDER), str(place), process, str(calls)]
+def record(place, process, calls=100_000, *kill_at):
+    command = [sys.executable, str(RECORDER), str(place), process, str(calls), *kill_at]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603 - our own program
 
 
@@ -445,6 +445,15 @@ def test_a_process_that_is_killed_loses_a_second_at_most_and_leaves_the_file_who
     in_seconds = counted(place, 1)
     assert known <= in_seconds <= len(added) + 1
     assert counted(place, 60) == counted(place, 3_600) == in_seconds
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs a system that kills")
+@pytest.mark.parametrize("row", ["1", "2", "30", "31", "32", "33", "34", "35"])
+def test_a_process_that_is_killed_while_it_writes_leaves_all_rows_of_a_second_or_none(place, row):
+    process = record(place, "one", 1_000, row)
+    process.communicate(timeout=50)
+    assert process.returncode == -signal.SIGKILL
+    assert counted(place, 1) == counted(place, 60) == counted(place, 3_600)
 
 
 def test_a_file_is_written_on_after_a_process_was_killed(place):
@@ -475,7 +484,7 @@ from resilience_kit.monitoring.history import History
 from resilience_kit.monitoring.measures import Reading, Sample
 
 def sample(process):
-    return Sample(time.time(), 1.0, process, (Reading("agents", "A", {"calls": 1}),))
+    return Sample(time.time(), 1.0, process, (Reading("models", "A", {"calls": 1}),))
 
 history = History(sys.argv[1])
 history._interval = 0

@@ -223,6 +223,20 @@ def test_nothing_is_lost_over_threads_while_samples_are_taken(sampler, restless_
     assert counted == (threads * calls,) * 3
 
 
+def test_an_answer_of_a_limit_that_is_new_while_a_sample_is_taken_is_in_the_next(sampler, take, monkeypatch):
+    shown = sampler_module.stats.get_all_resilience_stats
+
+    def ask_afterwards():
+        before = shown()
+        free()()
+        return before
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sampler_module.stats, "get_all_resilience_stats", ask_afterwards)
+        sampler._take()
+    assert take("rate_limiters", "chat").histogram("answer").count == 1
+
+
 # What it costs
 
 

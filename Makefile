@@ -1,14 +1,18 @@
-# make demo: the multi-agent example, bare client against the kit. make test: everything that CI runs.
+# make demo: the multi-agent example, bare client against the kit. make demo-live: the same beside the dashboard, until
+# Ctrl-C. make test: everything that CI runs.
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo demo-live test lint bench clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
 	$(BIN)/python -m examples.multi_agent
+
+demo-live: .venv/installed
+	$(BIN)/python -m examples.live
 
 test: lint
 	$(BIN)/python -m pytest --cov --cov-report=term

@@ -197,6 +197,40 @@ def _range(text: str) -> tuple[float, float]:
 
 
 @app.command()
+def dashboard(
+    *,
+    host: Annotated[str, typer.Option(help="Where to listen; any but this machine needs a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Where to listen; 0 takes a free port.")] = 8766,
+    title: Annotated[str, typer.Option(help="What the page is headed.")] = "resilience_kit",
+    history: Annotated[
+        str | None, typer.Option(help="Where programs write their history. Default: resilience-history.sqlite3.")
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="A file with the token. Default: the variable RESILIENCE_DASHBOARD_TOKEN.")
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None, typer.Option(help="A name by which the page may be asked for, beside this machine's own.")
+    ] = None,
+) -> None:
+    """Show a fleet, or a history, on a page in the browser; a program shows itself with create_app()."""
+    try:
+        from resilience_kit.monitoring.dashboard.command import run_dashboard
+    except ImportError as missing:
+        _exit_for_missing(missing, "cli,dashboard")
+    try:
+        run_dashboard(
+            host=host,
+            port=port,
+            title=title,
+            history=history,
+            token_file=token_file,
+            allowed_hosts=allowed_host or (),
+        )
+    except ConfigurationError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+@app.command()
 def report(
     *,
     since: Annotated[str, typer.Option(help="How far back, such as 30m, 12h, 7d or 2w.")] = "7d",

@@ -61,13 +61,14 @@ class RateLimitConfiguration:
 
 @dataclass(frozen=True, slots=True)
 class RateLimitStatistics:
-    """Where a limit stands now: counts of calls and tokens, and of its quota's window.
+    """Where a limit stands now: counts of calls and tokens, and of its quota's window; `paused` is 1 or 0.
 
     Those that were admitted are the ones that no event told of.
     """
 
     in_flight: int
     max_concurrent: int
+    paused: int
     waiting: int
     requests_in_window: int
     requests_per_minute: int
@@ -159,6 +160,7 @@ class RateLimit:
             statistics = RateLimitStatistics(
                 in_flight=self._in_flight,
                 max_concurrent=self._response_times.limit,
+                paused=int(self._response_times.is_paused),
                 waiting=len(self._queue),
                 requests_in_window=requests,
                 requests_per_minute=values["requests_per_minute"],
@@ -179,6 +181,16 @@ class RateLimit:
             self._spacing = self._new_spacing()
             self._unheard_calls = self._unheard_tokens = 0
             self._serve()
+        self._take_back()
+
+    def pause(self, *, paused: bool = True) -> None:
+        """Let new calls wait, or go on; those that are under way go on either way. A reset ends a pause."""
+        with self._lock:
+            if paused:
+                self._response_times.pause()
+            else:
+                self._response_times.resume()
+                self._serve()
         self._take_back()
 
     def seconds_until_served(self, tokens: int) -> float:

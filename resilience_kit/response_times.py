@@ -23,17 +23,35 @@ class ResponseTimes:
         most: Calls under way at once where nothing is late.
     """
 
-    __slots__ = ("_most", "_seconds", "_taken", "_usual", "limit")
+    __slots__ = ("_before_pause", "_most", "_seconds", "_taken", "_usual", "limit")
 
     def __init__(self, most: int) -> None:
         self._most = most
         self.limit = most
+        self._before_pause: int | None = None
         self._usual = math.nan
         self._seconds = 0.0
         self._taken = 0
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether no further call may start."""
+        return self._before_pause is not None
+
+    def pause(self) -> None:
+        """Let no further call start; a limit of 0 costs those that look at it nothing."""
+        if self._before_pause is None:
+            self._before_pause, self.limit = self.limit, 0
+
+    def resume(self) -> None:
+        """Let as many be under way as before the pause."""
+        if self._before_pause is not None:
+            self.limit, self._before_pause = self._before_pause, None
+
     def observe(self, seconds: float) -> bool:
         """Note how long an answer took. Returns whether the limit moved."""
+        if self.is_paused:
+            return False
         self._seconds += seconds
         self._taken += 1
         if self._taken < max(_FEWEST_IN_A_ROUND, self.limit):

@@ -170,6 +170,7 @@ async def test_a_rate_limit_shows_where_it_stands_and_what_it_did():
     assert shown == {
         "in_flight": 2,
         "max_concurrent": 3,
+        "paused": 0,
         "waiting": 0,
         "requests_in_window": 2,
         "requests_per_minute": 60,

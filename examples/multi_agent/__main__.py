@@ -104,6 +104,7 @@ def _compare(
     console.print(side_by_side(runs))
     for answer in runs[labels[-1]].answers[:_FEW]:
         _show(console, answer)
+    console.print("\nTo watch it live in a browser: make demo-live", highlight=False)
     return 0
 
 

@@ -1,0 +1,6 @@
+"""The live dashboard (extra `dashboard`): a page that answers whether anything is wrong, and how near each quota is."""
+
+from resilience_kit.monitoring.dashboard.app import create_app
+from resilience_kit.monitoring.dashboard.serving import running, serve
+
+__all__ = ["create_app", "running", "serve"]

@@ -29,7 +29,8 @@ from resilience_kit.fleet.connection import Argument, Connection, Script
 from resilience_kit.fleet.fleets import Fleet
 from resilience_kit.fleet.membership import Member
 from resilience_kit.layers import Call, Parameters
-from resilience_kit.rate_limits import RateLimit, RateLimitConfiguration
+from resilience_kit.rate_limit_parameters import RateLimitConfiguration
+from resilience_kit.rate_limits import RateLimit
 from resilience_kit.registry import mode
 from resilience_kit.server_advice import ServerAdvice
 from resilience_kit.settings import current_settings

@@ -9,7 +9,8 @@ from resilience_kit.errors import ConfigurationError
 from resilience_kit.layers import Call, Guard, Passage
 from resilience_kit.priorities import priority_else
 from resilience_kit.quota_lessons import Adaptive, rules_of
-from resilience_kit.rate_limits import PERIOD, RateLimit, RateLimitConfiguration, Ticket, rate_limits
+from resilience_kit.rate_limit_parameters import PERIOD, RateLimitConfiguration
+from resilience_kit.rate_limits import RateLimit, Ticket, rate_limits
 from resilience_kit.registry import Value, effective
 from resilience_kit.validating import check_callable, check_numbers, is_number
 

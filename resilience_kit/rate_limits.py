@@ -11,7 +11,6 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +30,9 @@ from resilience_kit.events import (
 from resilience_kit.layers import Call, Passage
 from resilience_kit.queueing import SHORTEST_WAIT, Place, Queue
 from resilience_kit.quota_ledger import QuotaLedger, Sent, WindowLedger
-from resilience_kit.quota_lessons import Adaptive, Correction, rules_of
-from resilience_kit.registry import Registry, Value, effective
+from resilience_kit.quota_lessons import Correction, rules_of
+from resilience_kit.rate_limit_parameters import RateLimitConfiguration, RateLimitStatistics, effective_parameters
+from resilience_kit.registry import Registry
 from resilience_kit.response_times import ResponseTimes
 from resilience_kit.server_advice import ServerAdvice, advice_from_error, advice_from_result, is_rate_limit
 from resilience_kit.spacing import Spacing
@@ -41,42 +41,9 @@ from resilience_kit.waiting import now
 if TYPE_CHECKING:
     from resilience_kit.fleet.fleet_ledger import FleetLedger
 
-PERIOD = 60.0
 # A call with a max_wait looks at so many ahead of it, half a millisecond's worth: if each of thousands looked at all,
 # an event loop would stand still for minutes. One that would wait longer for those behind them hears of it later.
 _MOST_LOOKED_AT = 500
-
-
-@dataclass(frozen=True, slots=True)
-class RateLimitConfiguration:
-    """What a decorator says of a limit; None for what it leaves to the settings."""
-
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
-    max_concurrent: int | None = None
-    min_interval: float | None = None
-    period: float | None = None
-    adaptive: Adaptive | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RateLimitStatistics:
-    """Where a limit stands now: counts of calls and tokens, and of its quota's window; `paused` is 1 or 0.
-
-    Those that were admitted are the ones that no event told of.
-    """
-
-    in_flight: int
-    max_concurrent: int
-    paused: int
-    waiting: int
-    requests_in_window: int
-    requests_per_minute: int
-    tokens_in_window: int
-    tokens_per_minute: int
-    period: float
-    calls_admitted: int
-    tokens_admitted: int
 
 
 class Ticket(Place, Passage):
@@ -516,21 +483,6 @@ class RateLimit:
 
     def _new_spacing(self) -> Spacing | None:
         return Spacing(1, self._min_interval) if self._min_interval > 0 else None
-
-
-def effective_parameters(configuration: RateLimitConfiguration) -> dict[str, Value]:
-    """What a limit is made of, from what was declared and from the settings."""
-    interval = effective(configuration.min_interval, setting="min_request_interval_ms")
-    if interval.source != "argument":
-        interval = Value(interval.value / 1000, interval.source)
-    return {
-        "requests_per_minute": effective(configuration.requests_per_minute, setting="requests_per_minute"),
-        "tokens_per_minute": effective(configuration.tokens_per_minute, setting="tokens_per_minute"),
-        "max_concurrent": effective(configuration.max_concurrent, setting="max_concurrent_requests"),
-        "min_interval": interval,
-        "period": effective(configuration.period, PERIOD),
-        "adaptive": effective(configuration.adaptive, default=True),
-    }
 
 
 rate_limits: Registry[RateLimitConfiguration, RateLimit] = Registry(

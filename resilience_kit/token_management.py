@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from resilience_kit import stats
 from resilience_kit.errors import ConfigurationError
-from resilience_kit.rate_limits import RateLimit, RateLimitConfiguration, rate_limits
+from resilience_kit.rate_limit_parameters import RateLimitConfiguration
+from resilience_kit.rate_limits import RateLimit, rate_limits
 from resilience_kit.registry import Value
 from resilience_kit.settings import agent_variable, current_settings
 from resilience_kit.stats import Counters

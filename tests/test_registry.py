@@ -17,7 +17,8 @@ from resilience_kit import (
     token_budget,
 )
 from resilience_kit.circuit_breaking import CircuitConfiguration, circuits
-from resilience_kit.rate_limits import RateLimitConfiguration, rate_limits
+from resilience_kit.rate_limit_parameters import RateLimitConfiguration
+from resilience_kit.rate_limits import rate_limits
 from resilience_kit.registry import mode, start_anew
 from resilience_kit.settings import current_settings
 from resilience_kit.testing import isolated, no_waiting

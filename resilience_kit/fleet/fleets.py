@@ -49,6 +49,39 @@ def current_fleet() -> Fleet | None:
     return fleet
 
 
+class Onlooker(Member):
+    """A member that only reads: it gives no sign of life, as it takes no share of any quota."""
+
+    def start(self) -> None:
+        """Begin nothing."""
+
+    def lost(self, error: Exception) -> None:
+        """Ask again the next time: there is no worker to find the store again."""
+
+
+def fleet_to_look_at(*, deadline: float) -> Fleet | None:
+    """The fleet by the settings in force for who only shows what it does; None if no store is set.
+
+    Args:
+        deadline: Seconds that a call to the store may take.
+
+    Raises:
+        ConfigurationError: The extra `fleet` is not installed, or a setting is not what was expected.
+
+    Example:
+        >>> from resilience_kit.fleet.fleets import fleet_to_look_at
+        >>> fleet_to_look_at(deadline=2.0) is None  # RESILIENCE_STORE is not set
+        True
+    """
+    settings = current_settings()
+    if settings.resilience_store is None:
+        return None
+    connection = Connection(
+        settings.resilience_store.get_secret_value(), prefix=settings.resilience_store_prefix, deadline=deadline
+    )
+    return Fleet(connection, Onlooker(connection))
+
+
 @atexit.register
 def _leave_all() -> None:
     for fleet in mode.fleets.values():

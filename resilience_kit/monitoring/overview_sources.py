@@ -12,15 +12,12 @@ from typing import Any
 from urllib.parse import SplitResult, quote, urlsplit
 
 from resilience_kit.errors import ConfigurationError, ResilienceError
-from resilience_kit.fleet.connection import Connection
-from resilience_kit.fleet.fleets import Fleet
-from resilience_kit.fleet.membership import Member
+from resilience_kit.fleet.fleets import fleet_to_look_at
 from resilience_kit.monitoring.alerts import Alerts
 from resilience_kit.monitoring.fleet_samples import FleetSamples
 from resilience_kit.monitoring.history import DEFAULT_PLACE, History
 from resilience_kit.monitoring.measures import Sample, merge, merge_by
 from resilience_kit.monitoring.overview import AlertRow, Overview, overview_from_json, overview_of
-from resilience_kit.registry import mode
 from resilience_kit.settings import current_settings
 
 TOKEN_VARIABLE = "RESILIENCE_DASHBOARD_TOKEN"  # noqa: S105 - the name of a variable, not a token
@@ -198,16 +195,10 @@ def fleet_reader(*, process: str | None = None) -> Iterator[Read]:
     Raises:
         ConfigurationError: No store is set, or the extra `fleet` is not installed.
     """
-    settings = current_settings()
-    url, prefix = settings.resilience_store, settings.resilience_store_prefix
-    if url is None:
+    fleet = fleet_to_look_at(deadline=_DEADLINE)
+    if fleet is None:
         raise ConfigurationError("RESILIENCE_STORE is not set")
-    connection = Connection(url.get_secret_value(), prefix=prefix, deadline=_DEADLINE)
-    fleet = Fleet(connection, _Onlooker(connection))
-    key = (url, prefix, settings.resilience_store_deadline_seconds)
-    before = mode.fleets.get(key)
-    mode.fleets[key] = fleet
-    samples = FleetSamples()
+    samples, place = FleetSamples(fleet), fleet.connection.place
     firing = _watcher()
 
     def read() -> Overview:
@@ -216,10 +207,10 @@ def fleet_reader(*, process: str | None = None) -> Iterator[Read]:
         if not recent:
             whom = "no process" if process is None else f"no process {process!r}"
             raise ResilienceError(
-                f"{whom} tells its figures to the store at {connection.place}: does the program run a Sampler with "
+                f"{whom} tells its figures to the store at {place}: does the program run a Sampler with "
                 "FleetSamples().add, and with this store and prefix?"
             )
-        source = f"the fleet at {connection.place}, counts since each process began to tell"
+        source = f"the fleet at {place}, counts since each process began to tell"
         total, alerts = merge(it.total for it in told), firing(recent)
         # who has ended tells nothing; clocks may differ
         return overview_of(recent, total, source=source, alerts=alerts, silence=math.inf)
@@ -228,19 +219,6 @@ def fleet_reader(*, process: str | None = None) -> Iterator[Read]:
         yield read
     finally:
         fleet.close()
-        del mode.fleets[key]
-        if before is not None:
-            mode.fleets[key] = before
-
-
-class _Onlooker(Member):
-    """A member that only reads: it gives no sign of life, as it takes no share of any quota."""
-
-    def start(self) -> None:
-        """Begin nothing."""
-
-    def lost(self, error: Exception) -> None:
-        """Ask again the next time: there is no worker to find the store again."""
 
 
 # Both

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from resilience_kit.errors import ConfigurationError
+from resilience_kit.fleet.fleets import fleet_to_look_at
 from resilience_kit.monitoring.dashboard.app import application_of
 from resilience_kit.monitoring.dashboard.figures import Figures
 from resilience_kit.monitoring.dashboard.outlook import Outlook
@@ -16,6 +17,9 @@ from resilience_kit.monitoring.dashboard.sources import FleetProcesses, Recorded
 from resilience_kit.monitoring.fleet_samples import FleetSamples
 from resilience_kit.monitoring.history import DEFAULT_PLACE, History
 from resilience_kit.settings import current_settings
+
+# Seconds that the store may take to answer: nobody waits for it but who looks at the page.
+_DEADLINE = 2.0
 
 
 def run_dashboard(
@@ -31,8 +35,9 @@ def run_dashboard(
     guard = Guard(token, (*LOOPBACK_NAMES, host, socket.gethostname(), *allowed_hosts))
     store = current_settings().resilience_store
     recorded = History(history or DEFAULT_PLACE) if history is not None or store is None else None
+    fleet = fleet_to_look_at(deadline=_DEADLINE)
     source: Source = (
-        FleetProcesses(FleetSamples()) if recorded is None or store is not None else RecordedProcesses(recorded)
+        FleetProcesses(FleetSamples(fleet)) if recorded is None or fleet is not None else RecordedProcesses(recorded)
     )
     figures = Figures(title, source, history=recorded, outlook=Outlook(recorded))
     what = "the fleet" if store is not None else f"the history at {recorded.place}" if recorded is not None else ""

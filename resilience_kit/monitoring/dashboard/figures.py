@@ -101,6 +101,7 @@ class Figures:
             "forecast": self._outlook.told(),
             "costs": self._spent(),
             "second": {"at": math.floor(newest), **row_of(last)} if last else None,
+            "minute": row_of(recent) if recent else None,
             "footer": self._source.footer(),
         }
 

@@ -34,6 +34,11 @@ def fresh_process(tmp_path, monkeypatch):
             monkeypatch.delenv(variable)
     with isolated():
         yield
+    # Its thread reads the statistics by the real clock, in the midst of a later test's virtual time.
+    sampler = sys.modules.get("resilience_kit.monitoring.sampler")
+    if sampler is not None and sampler._shared is not None:
+        sampler._shared.stop()
+        sampler._shared = None
 
 
 @pytest.fixture

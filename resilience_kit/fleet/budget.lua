@@ -31,26 +31,6 @@ for i, name in ipairs(names) do
     asked[name] = tonumber(ARGV[i + 3])
 end
 
--- Redis 6 fails on a table, and says of it nothing but that.
-local function fail(message)
-    error(redis.REDIS_VERSION_NUM and { err = message } or message, 0)
-end
-
-local function content_error(key)
-    fail("RESILIENCE_CONTENT " .. key)
-end
-
-local function call(command, key, ...)
-    local reply = redis.pcall(command, key, ...)
-    if type(reply) == "table" and reply.err then
-        if string.find(reply.err, "WRONGTYPE", 1, true) then
-            content_error(key)
-        end
-        fail(reply.err)
-    end
-    return reply
-end
-
 local function number(text)
     if not text or #text > LONGEST_DIGITS or not (text == "-1" or string.match(text, "^%d+$")) then
         content_error(state)

@@ -52,9 +52,10 @@ class Script:
 
 
 @cache
-def packaged_script(name: str) -> Script:
-    """The script in `name`.lua beside this module."""
-    return Script(name, files("resilience_kit.fleet").joinpath(f"{name}.lua").read_text(encoding="utf-8"))
+def packaged_script(*names: str) -> Script:
+    """The script in `name`.lua beside this module; of several names, those before the last are what it begins with."""
+    folder = files("resilience_kit.fleet")
+    return Script(names[-1], "\n".join(folder.joinpath(f"{name}.lua").read_text(encoding="utf-8") for name in names))
 
 
 class _LoopConnections:

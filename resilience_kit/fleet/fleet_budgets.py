@@ -33,6 +33,7 @@ from resilience_kit.token_budgets import (
 from resilience_kit.waiting import Waiting
 
 # What a process holds is free again when it has given no sign of life for so long.
+_SCRIPT = packaged_script("checked_calls", "budget")
 _LEASE = 10.0
 # When the store is back or has lost its state, others may take so long to find out, and to tell what they used.
 _SHARES = 4.0
@@ -210,7 +211,7 @@ class FleetBudget(Budget):
         message = self._message("reserve", need)
         answer = None
         try:
-            reply = await self._connection.run(waiting, packaged_script("budget"), self._keys, message.arguments)
+            reply = await self._connection.run(waiting, _SCRIPT, self._keys, message.arguments)
             answer = self._read(reply)
         except StoreUnavailableError as error:
             self._member.lost(error)
@@ -374,7 +375,7 @@ class FleetBudget(Budget):
         message = self._message(kind)
         answer = None
         try:
-            answer = self._read(self._connection.run_blocking(packaged_script("budget"), self._keys, message.arguments))
+            answer = self._read(self._connection.run_blocking(_SCRIPT, self._keys, message.arguments))
         finally:
             if answer is None:
                 self._unanswered(message)

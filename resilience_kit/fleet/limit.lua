@@ -43,27 +43,6 @@ if now < 0 then
     now = clock[1] * 1000000 + clock[2]
 end
 
--- What is under our keys may be somebody else's: that is an error that names the key, and nothing more.
--- Redis 6 fails on a table, and says of it nothing but that.
-local function fail(message)
-    error(redis.REDIS_VERSION_NUM and { err = message } or message, 0)
-end
-
-local function content_error(key)
-    fail('RESILIENCE_CONTENT ' .. key)
-end
-
-local function call(command, key, ...)
-    local reply = redis.pcall(command, key, ...)
-    if type(reply) == 'table' and reply.err then
-        if string.find(reply.err, 'WRONGTYPE', 1, true) then
-            content_error(key)
-        end
-        fail(reply.err)
-    end
-    return reply
-end
-
 local function unpacked(format, packed, key)
     if not packed or #packed ~= 8 * (#format - 1) then
         content_error(key)

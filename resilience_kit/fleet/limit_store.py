@@ -20,7 +20,7 @@ from resilience_kit.quota_ceilings import FINE_WINDOWS, SHORT_WINDOWS
 from resilience_kit.quota_ledger import WindowLedger
 from resilience_kit.waiting import Waiting
 
-SCRIPT = packaged_script("limit")
+SCRIPT = packaged_script("checked_calls", "limit")
 # Of a period: how long a grant is good for, and how far apart grants are that the store tells apart.
 VALIDITY = RESOLUTION = 1 / 240
 # The script keeps a hint for each window.

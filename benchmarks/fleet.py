@@ -29,14 +29,13 @@ from typing import Any
 
 import redis.asyncio
 
-from benchmarks.agents import AGENTS, Limits, asking, mixed_orders, simulated_latency, work_off
-from benchmarks.conditions import CONDITIONS, Condition
+from benchmarks.agents import AGENTS, Limits, asking, mixed_orders, work_off
+from benchmarks.conditions import CONDITIONS, Condition, simulator
 from benchmarks.oracle import best_possible
-from resilience_kit import configure, count_tokens, rate_limited
+from resilience_kit import configure, rate_limited
 from resilience_kit.azure import ResilientAsyncAzureOpenAI
 from resilience_kit.fleet.connection import Connection
 from resilience_kit.fleet.limit_store import Slots, ValkeyLimits, Wish, limits_of
-from resilience_kit.testing import AzureOpenAISimulator
 from resilience_kit.testing.server_windows import ServerQuota
 from resilience_kit.testing.simulator_stats import SimulatorStats
 from resilience_kit.waiting import TaskWaiting
@@ -135,17 +134,7 @@ def run_fleet(
     """Let the processes of one fleet ask for some time, against a fresh server."""
     name = f"fleet {secrets.token_hex(8)}"
     seconds = windows * limits.period
-    with AzureOpenAISimulator(
-        rpm=limits.requests,
-        tpm=limits.tokens,
-        period=limits.period,
-        token_window="fixed",  # noqa: S106 - tokens of text, no secret
-        request_window=10,
-        count_prompt=count_tokens,
-        latency=simulated_latency(limits.period),
-        headers=condition.headers,
-        retry_after_spelling=condition.retry_after_spelling,
-    ) as azure:
+    with simulator(condition, limits) as azure:
         told = Limits(limits.requests // arrangement.part, limits.tokens // arrangement.part, limits.period)
         parts = [
             Part(

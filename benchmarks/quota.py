@@ -17,12 +17,10 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from benchmarks.agents import AGENTS, Limits, Order, mixed_orders, simulated_latency, work_off
-from benchmarks.conditions import CONDITIONS, Condition
+from benchmarks.agents import AGENTS, Limits, Order, mixed_orders, work_off
+from benchmarks.conditions import CONDITIONS, Condition, simulator
 from benchmarks.contestants import Contestant, contestants
 from benchmarks.oracle import best_possible
-from resilience_kit import count_tokens
-from resilience_kit.testing import AzureOpenAISimulator
 from resilience_kit.testing.server_windows import ServerQuota
 
 PICTURE = Path(__file__).parent.parent / "docs" / "quota.png"
@@ -61,17 +59,7 @@ async def contend(
     """Let a contestant work the orders off against a fresh server."""
     await asyncio.sleep(delay)
     async with (
-        AzureOpenAISimulator(
-            rpm=limits.requests,
-            tpm=limits.tokens,
-            period=limits.period,
-            token_window="fixed",  # noqa: S106 - tokens of text, no secret
-            request_window=10,
-            count_prompt=count_tokens,
-            latency=simulated_latency(limits.period),
-            headers=condition.headers,
-            retry_after_spelling=condition.retry_after_spelling,
-        ) as azure,
+        simulator(condition, limits) as azure,
         contestant.enter(azure, limits) as ask,
     ):
         azure.reset()

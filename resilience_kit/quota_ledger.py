@@ -141,6 +141,11 @@ class WindowLedger:
         return self._requests
 
     @property
+    def short_requests(self) -> int:
+        """The quota of requests in a sixth of the window."""
+        return self._short_requests
+
+    @property
     def tokens(self) -> int:
         """The quota of tokens."""
         return self._tokens

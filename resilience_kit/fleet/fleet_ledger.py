@@ -35,7 +35,6 @@ from resilience_kit.fleet.limit_store import (
 from resilience_kit.fleet.membership import News
 from resilience_kit.fleet.refusal_news import as_news, from_news, of_all_processes
 from resilience_kit.fleet.shares import Share
-from resilience_kit.quota_ceilings import SHORT_WINDOWS
 from resilience_kit.quota_ledger import Sent, WindowLedger
 from resilience_kit.quota_lessons import Correction
 from resilience_kit.registry import mode
@@ -146,8 +145,7 @@ class FleetLedger:
     def seconds_until_fits(self, tokens: int, now: float) -> float | None:
         """Seconds until one request of so many tokens may fit into every window; None where the store has to say."""
         own = self._own
-        is_refused = self._member.is_lost and self._on_failure == "refuse"
-        due = math.inf if is_refused else own.seconds_until_fits(tokens, now)
+        due = math.inf if self._refuses else own.seconds_until_fits(tokens, now)
         if due == math.inf or mode.skips_waiting:
             # where a test skips its waits, the server's clock does not jump ahead
             return due
@@ -161,8 +159,7 @@ class FleetLedger:
             return max(due, lease.starts_at - now)
         # What this process has sent itself lies in the fleet's windows too: a place among all is taken before that has
         # left them. A pause that the server asked for is waited out first.
-        short_requests = max(1, own.requests // SHORT_WINDOWS)
-        if due > own.seconds_until_fits_into(own.requests, short_requests, own.tokens, tokens, now):
+        if due > own.seconds_until_fits_into(own.requests, own.short_requests, own.tokens, tokens, now):
             return due
         return None
 
@@ -218,7 +215,7 @@ class FleetLedger:
         garbage, self._garbage = self._garbage, None
         if garbage is not None:
             return garbage
-        if self._member.is_lost and self._on_failure == "refuse":
+        if self._refuses:
             return self._unavailable("the store does not answer: try later, or say on_store_failure='local'", "lost")
         share = self._share_at(now())
         if share is not None and tokens > share.tokens and self._member.is_lost:
@@ -339,6 +336,10 @@ class FleetLedger:
         return limits_known(self._own, tokens, self._min_interval, self._leases.validity, now)
 
     # The share that stands in for the store.
+
+    @property
+    def _refuses(self) -> bool:
+        return self._member.is_lost and self._on_failure == "refuse"
 
     @property
     def _processes(self) -> int:

@@ -37,7 +37,7 @@ class Share:
         self._own = own
         self._processes = processes
         self._begins_at = begins_at
-        self._quota = _Part(own.requests, max(1, own.requests // SHORT_WINDOWS), own.tokens)
+        self._quota = _Part(own.requests, own.short_requests, own.tokens)
         self._whole = _Part(
             *(max(1, most // processes) for most in (own.requests, self._quota.short_requests, own.tokens))
         )

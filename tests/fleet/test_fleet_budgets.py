@@ -312,15 +312,17 @@ def test_a_call_that_overtakes_what_is_given_back_is_not_refused_for_it(join, mo
     budget = join(100)
     reservation = reserve(budget, 100)
     run_blocking = budget._connection.run_blocking
+    telling = threading.Event()
 
     def slow(script, keys, arguments=()):
         if arguments[0] == "tell":
+            telling.set()
             time.sleep(0.3)
         return run_blocking(script, keys, arguments)
 
     monkeypatch.setattr(budget._connection, "run_blocking", slow)
     budget.settle(reservation, NOTHING)
-    eventually(lambda: budget._releasing)
+    assert telling.wait(20)
     reserve(budget, 100)
 
 

@@ -78,6 +78,15 @@ def nested(value, *, times, key=None):
     return value
 
 
+def told(errors, work, *arguments, **named):
+    """What a call says that ends in a documented error; None where it ends well."""
+    try:
+        work(*arguments, **named)
+    except errors as error:
+        return str(error)
+    return None
+
+
 def growth(work, make, size):
     """By how much the time of a function grows when what it gets becomes four times as large: 4 where it is linear.
 

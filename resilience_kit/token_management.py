@@ -9,7 +9,7 @@ from resilience_kit import stats
 from resilience_kit.errors import ConfigurationError
 from resilience_kit.rate_limit_parameters import RateLimitConfiguration
 from resilience_kit.rate_limits import RateLimit, rate_limits
-from resilience_kit.registry import Value
+from resilience_kit.registry import Value, listed
 from resilience_kit.settings import agent_variable, current_settings
 from resilience_kit.stats import Counters
 from resilience_kit.validating import check_texts, is_number
@@ -227,18 +227,18 @@ def _estimates(counters: Counters) -> dict[str, Any]:
 
 def _about_agents(agents: dict[str, Counters]) -> Iterator[str]:
     for agent, counters in agents.items():
-        account = _account(counters)
+        account, who = _account(counters), listed((agent,))
         if max(counters["calls"], counters["truncations"]) < _ENOUGH_CALLS:
             continue
         if account["truncation_rate"] >= _MANY_CUT:
             yield (
-                f"{agent}: {account['truncation_rate']:.0f} % of its prompts were cut, by "
+                f"{who}: {account['truncation_rate']:.0f} % of its prompts were cut, by "
                 f"{counters['tokens_truncated'] / counters['truncations']:.0f} tokens on average: raise "
                 f"{_written_maximum(agent)}"
             )
         if 0 < account["estimate_accuracy"] < _LITTLE_USED:
             yield (
-                f"{agent}: {100 - account['estimate_accuracy']:.0f} % of the tokens that were reserved for its calls "
+                f"{who}: {100 - account['estimate_accuracy']:.0f} % of the tokens that were reserved for its calls "
                 "were never used: lower the max_tokens of its requests"
             )
 
@@ -252,7 +252,7 @@ def _about_limits() -> Iterator[str]:
         spent = {"requests_per_minute": calls, "tokens_per_minute": counters["tokens_admitted"]}
         tighter = max(spent, key=lambda quota: spent[quota] / parameters[quota].value)
         yield (
-            f"{name}: calls wait {counters['seconds_waited'] / calls:.0f} s on average for "
+            f"{listed((name,))}: calls wait {counters['seconds_waited'] / calls:.0f} s on average for "
             f"{_written(tighter, parameters)} or a free slot: raise it if the server allows more, raise "
             f"{_written('max_concurrent', parameters)} if calls take long, or send less"
         )

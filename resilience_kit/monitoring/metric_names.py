@@ -104,9 +104,13 @@ class Names:
         return shown
 
 
+def sendable(text: str) -> str:
+    """A text without half surrogate pairs, which no text that is sent can have."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def _cut(name: str) -> str:
-    # half a surrogate pair is no text that could be sent
-    text = name.encode("utf-8", "replace").decode()
+    text = sendable(name)
     if len(text) <= LONGEST_VALUE:
         return text
     # the start alone might be another one's too

@@ -247,7 +247,7 @@ class _Spans:
 def _attributes(event: Event) -> dict[str, str | int | float | bool]:
     values = {_attribute(field.name): getattr(event, field.name) for field in fields(event)}
     return {
-        key: value[: metric_names.LONGEST_VALUE] if isinstance(value, str) else value
+        key: metric_names.sendable(value[: metric_names.LONGEST_VALUE]) if isinstance(value, str) else value
         for key, value in values.items()
         if value is not None
     }

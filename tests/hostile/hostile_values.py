@@ -1,5 +1,6 @@
 """What a hostile world may send, how many of it a test looks at, and whether time grows faster than it."""
 
+import math
 import time
 
 from hypothesis import settings, strategies as st
@@ -66,6 +67,10 @@ VALUES = st.recursive(
 )
 
 
+# Seconds that a clock tells apart well.
+_LEAST = 20e-6
+
+
 def examples(number):
     """So many examples of a test as a rule, and as many times more as the profile has more than usual."""
     return settings(max_examples=number * settings.default.max_examples // 100)
@@ -90,10 +95,15 @@ def told(errors, work, *arguments, **named):
 def growth(work, make, size):
     """By how much the time of a function grows when what it gets becomes four times as large: 4 where it is linear.
 
-    It is this thread's own time, and the least of some runs, so that it does not matter what else the machine does.
+    It is this thread's own time, and the least of some runs, more of them while it seems too much: so that it does not
+    matter what else the machine does.
     """
-    small, large = (min(_seconds(work, make(many)) for _ in range(3)) for many in (size, 4 * size))
-    return large / max(small, 20e-6)
+    small = large = math.inf
+    for run in range(20):
+        small, large = min(small, _seconds(work, make(size))), min(large, _seconds(work, make(4 * size)))
+        if run and large < 6 * max(small, _LEAST):
+            break
+    return large / max(small, _LEAST)
 
 
 def _seconds(work, value):

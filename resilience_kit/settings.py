@@ -2,6 +2,7 @@
 
 import os
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dotenv import dotenv_values
@@ -23,6 +24,8 @@ StoreUrl = Annotated[SecretStr, AfterValidator(lambda url: SecretStr(checked_sto
 OnStoreFailure = Literal["local", "refuse", "open"]
 
 _ENV_FILE = ".env"
+# Names of variables in it, as ${NAME}.
+_MOST_NAMES = 1_000
 _AGENTS = "_MAX_TOKENS"
 _TOKENS: TypeAdapter[int] = TypeAdapter(Count)
 # Where a new word starts in a camel-case name: mathAgent, ADXAgent.
@@ -81,6 +84,7 @@ class ResilienceSettings(BaseSettings):
                 f"unknown settings {', '.join(sorted(unknown))}: known are {', '.join(type(self).model_fields)}"
             )
         problems = None
+        _check_env_file()
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -137,6 +141,17 @@ def agent_variable(agent: str) -> str:
     """The name of the variable that holds an agent's maximum."""
     words = re.sub(r"[\W_]+", "_", _WORD_START.sub("_", agent)).strip("_")
     return f"{words.upper()}{_AGENTS}"
+
+
+def _check_env_file() -> None:
+    """Refuse a .env that cannot be read, or not in time: python-dotenv 1.2 seeks the end of each ${ in all the rest."""
+    file = Path(_ENV_FILE)
+    try:
+        names = file.read_bytes().count(b"${") if file.is_file() else 0
+    except OSError as error:
+        raise ConfigurationError(f"{_ENV_FILE} cannot be read: {error.strerror}") from error
+    if names > _MOST_NAMES:
+        raise ConfigurationError(f"{_ENV_FILE} has {names} times ${{: expected {_MOST_NAMES} or fewer")
 
 
 def _explained(detail: Any, variable: str) -> str:

@@ -130,6 +130,23 @@ def test_an_env_file_takes_time_in_proportion(unit):
     assert growth(lambda _: ResilienceSettings(), make, 1_000) < 10
 
 
+@pytest.mark.parametrize("unit", ["${", "${A:-", "${A}"])
+def test_an_env_file_of_names_in_names_is_refused_before_it_takes_minutes(unit):
+    Path(".env").write_text("A=" + unit * 50_000, encoding="utf-8")
+
+    with pytest.raises(ConfigurationError, match=r"\.env has 50000 times"):
+        ResilienceSettings()
+
+
+def test_an_env_file_that_may_not_be_read_is_an_error(monkeypatch):
+    Path(".env").write_text("REQUESTS_PER_MINUTE=5", encoding="utf-8")
+    # the tests may run as a user who may read all
+    monkeypatch.setattr(Path, "read_bytes", mock.Mock(side_effect=PermissionError(13, "Permission denied")))
+
+    with pytest.raises(ConfigurationError, match="cannot be read: Permission denied"):
+        ResilienceSettings()
+
+
 @pytest.mark.parametrize(
     "variable", ["REQUESTS_PER_MINUTE", "TOKENS_PER_MINUTE", "MAX_RETRIES", "MAX_CONCURRENT_REQUESTS"]
 )

@@ -52,8 +52,14 @@ _PATTERNS = {
 # tiktoken downloads without a timeout. Whoever counts first waits no longer than this; the download goes on behind.
 _DOWNLOAD_SECONDS = 5.0
 
+# Of a deployment's name no more is looked at; Azure's have 64 characters at most.
+_LONGEST_NAME = 256
+# Models that are remembered: who may choose them may name a new one each time.
+_MOST_MODELS = 1_000
+
 # By model and by encoding, so that asking whether one is loaded costs one look-up. A failure stays: it isn't retried.
 _encodings: dict[str, "Future[tiktoken.Encoding]"] = {}
+_names: set[str] = set()
 _loading = threading.Lock()
 
 
@@ -79,13 +85,20 @@ def load(model: str = DEFAULT_MODEL) -> None:
     with _loading:
         if name not in _encodings:
             _encodings[name] = _load_encoding(name)
+        if len(_encodings) >= _MOST_MODELS:
+            for other in _encodings.keys() - _names:
+                del _encodings[other]
+        _names.add(name)
         _encodings[model] = _encodings[name]
 
 
 def encoding_for(model: str) -> "tiktoken.Encoding | None":
     """Return the encoding that counts for a model, loading it if need be; None where tokens must be estimated."""
     load(model)
-    future = _encodings[model]
+    future = _encodings.get(model)
+    if future is None:
+        # other threads have loaded so many since that it was forgotten
+        future = _encodings[encoding_name(model)]
     return future.result() if future.done() and future.exception() is None else None
 
 
@@ -94,7 +107,7 @@ def encoding_name(model: str) -> str:
     """Return the name of the encoding of a model or a deployment."""
     import tiktoken
 
-    name = model.lower()
+    name = model[:_LONGEST_NAME].lower()
     if name in _SHA256:
         return name
     # "my-gpt-4o", "azure/gpt-35-turbo-eu": a known name may stand anywhere behind a separator.

@@ -8,13 +8,22 @@ import pytest
 from hostile_values import NUMBERS, TEXTS, VALUES, examples, growth, nested, told
 from hypothesis import given, strategies as st
 
-from resilience_kit import count_tokens, get_all_resilience_stats, rate_limited, text_tokens, token_budget, truncating
+from resilience_kit import (
+    count_tokens,
+    get_all_resilience_stats,
+    rate_limited,
+    text_tokens,
+    token_budget,
+    truncating,
+    vocabularies,
+)
 from resilience_kit.call_tokens import Usage, text_of, usage_of
 from resilience_kit.errors import TokenBudgetExceededError
 from resilience_kit.image_tokens import image_tokens
 from resilience_kit.testing import isolated
 from resilience_kit.token_counting import as_messages, estimate_request_tokens
 from resilience_kit.truncating import truncate_messages, truncate_text
+from resilience_kit.vocabularies import encoding_name
 
 KEYS = st.sampled_from(
     [
@@ -266,6 +275,21 @@ def test_long_texts_are_cut_without_a_vocabulary_in_time_in_proportion(no_vocabu
         truncate_text(text, max_tokens=len(text) // 20)
 
     assert growth(cut, lambda size: (unit * size)[:size], 25_000) < 10
+
+
+@pytest.mark.parametrize("unit", ["-", "gpt-4o-", "x", "/:_-"])
+def test_a_models_name_of_any_length_takes_time_in_proportion(unit):
+    encoding_name.cache_clear()
+
+    assert growth(encoding_name.__wrapped__, lambda size: (unit * size)[:size], 25_000) < 10
+
+
+def test_models_that_are_named_once_are_not_remembered_for_ever():
+    for number in range(2_500):
+        assert count_tokens("hello world", model=f"deployment {number}") == 2
+
+    assert len(vocabularies._encodings) <= 1_000
+    assert vocabularies.is_ready("deployment 2499")
 
 
 @pytest.mark.parametrize("content", ["one two three", [{"type": "text", "text": "one two three"}] * 3])

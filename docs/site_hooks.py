@@ -44,14 +44,6 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     return "".join(part if number % 2 else _LINK.sub(in_site, part) for number, part in enumerate(parts))
 
 
-def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
-    """Refuse what a browser would load from another host."""
-    foreign = re.search(r"<(?:script|img|iframe|link)\b[^>]*(?:src|href)=\"(?:https?:)?//[^\"]*", html)
-    if foreign:
-        raise ValueError(f"{page.file.src_uri} loads from another host: {foreign[0]}")
-    return html
-
-
 def _links(markdown: str) -> list[str]:
     return _LINK.findall(_CODE.sub("", markdown))
 

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from posixpath import normpath, relpath
 from typing import Any
 
+import griffe
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parent.parent
@@ -56,3 +57,12 @@ def _in_repository(uri: str, link: str) -> str:
 
 def _in_site(path: str) -> str:
     return PAGES.get(path) or path.removeprefix("docs/")
+
+
+class SingleExamples(griffe.Extension):
+    """Let griffe read "Example:" in docstrings as it reads "Examples:": griffe 2.0 takes it for an admonition."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Spell the section as griffe does."""
+        if obj.docstring:
+            obj.docstring.value = obj.docstring.value.replace("\nExample:\n", "\nExamples:\n")

@@ -17,7 +17,8 @@ from urllib.parse import unquote
 import pytest
 import typer
 
-from resilience_kit import cli, events
+import resilience_kit
+from resilience_kit import azure, cli, events, monitoring, testing
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -95,6 +96,58 @@ def test_a_command_that_a_page_shows_is_one_that_the_program_takes(command, monk
     while group.__class__.__name__ == "TyperGroup":
         name, group, arguments = group.resolve_command(context, [*context._protected_args, *context.args])
         context = group.make_context(name, arguments, parent=context)
+
+
+def commands_of(group, prefix=""):
+    """All commands of the program by the words that name them."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands_of(command, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", command
+
+
+@pytest.mark.parametrize("name", [name for name, _ in commands_of(typer.main.get_command(cli.app))])
+def test_the_reference_tells_each_option_of_a_command_with_its_default(name):
+    command = dict(commands_of(typer.main.get_command(cli.app)))[name]
+    section = TEXTS["docs/reference/command_line.md"].partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+    expected = []
+    for parameter in command.params:
+        if parameter.name == "help":
+            continue
+        option = parameter.name.upper() if parameter.param_type_name == "argument" else max(parameter.opts, key=len)
+        default = parameter.default
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        default = "" if default is None or default is False else f"`{shown}`"
+        expected.append(f"| `{option}` | {'required' if parameter.required else default} | {parameter.help} |")
+
+    assert command.help.splitlines()[0] in section
+    assert re.findall(r"^\| `.*$", section, re.MULTILINE) == expected
+
+
+@pytest.mark.parametrize("package", [resilience_kit, azure, monitoring, testing])
+def test_the_reference_has_each_public_name(package):
+    told = "\n".join(text for page, text in TEXTS.items() if page.startswith("docs/reference/"))
+    names = set(re.findall(rf"^::: {package.__name__}\.(\w+)$", told, re.MULTILINE))
+
+    # there for those who expect it there
+    assert set(package.__all__) - names <= ({"get_all_resilience_stats"} if package is azure else set())
+
+
+def test_the_reference_has_each_event():
+    names = set(re.findall(r"^::: resilience_kit\.events\.(\w+)$", TEXTS["docs/reference/events.md"], re.MULTILINE))
+
+    kinds = [kind for kind in vars(events).values() if isinstance(kind, type) and issubclass(kind, events.Event)]
+    assert {kind.__name__ for kind in kinds} <= names
+
+
+def test_the_list_of_rooms_has_each_module():
+    folder = Path(resilience_kit.__file__).parent
+    rooms = {path.name for path in folder.glob("[!_]*.py")} | {
+        f"{path.parent.name}/" for path in folder.glob("*/__init__.py")
+    }
+
+    assert rooms <= set(re.findall(r"`([\w./]+)`", TEXTS["CONTRIBUTING.md"]))
 
 
 # The links

@@ -1,12 +1,15 @@
-# make demo: the multi-agent example, bare client against the kit. make demo-live: the same beside the dashboard, until
-# Ctrl-C. make test: everything that CI runs. make versions: the tests on every Python that is here, and on the oldest
-# versions that are admitted.
+# demo         the multi-agent example, bare client against the kit
+# demo-live    the same beside the dashboard, until Ctrl-C
+# test         everything that CI runs
+# docs         the documentation, into site/
+# bench        what a call costs, and how the peers do at the edge of a quota
+# versions     the tests on every Python that is here, and on the oldest versions that are admitted
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: demo demo-live test lint bench versions clean
+.PHONY: demo demo-live test lint docs bench versions clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -24,6 +27,11 @@ lint: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python tests/typing
 
+# The theme greets each build with news of its own. Not --quiet: a warning that is not heard does not fail the build.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	@echo "site/index.html is the documentation; for its search: python3 -m http.server -d site"
+
 # The peers and the picture need more than the tests do.
 bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
@@ -35,7 +43,7 @@ versions: .venv/installed
 	PATH="$$(printf '%s:' "$$HOME"/.pyenv/versions/3.1[1-9]*/bin)$$PATH" UV_SYSTEM_CERTS=1 $(BIN)/tox
 
 clean:
-	rm -rf .venv .tox .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .tox site .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 .venv/installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "resilience_kit needs Python 3.11 or newer: install it, or say make PYTHON=/path/to/python3" >&2; exit 1; }

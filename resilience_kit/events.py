@@ -13,6 +13,32 @@ from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from typing import Any
 
+__all__ = [
+    "Admitted",
+    "Answered",
+    "BudgetRefused",
+    "BudgetSettled",
+    "BudgetWaiting",
+    "CircuitClosed",
+    "CircuitHalfOpened",
+    "CircuitOpened",
+    "CircuitRefused",
+    "Event",
+    "PeakExpected",
+    "QuotaRelaxed",
+    "QuotaTightened",
+    "RateLimited",
+    "RetriesExhausted",
+    "RetriesRecovered",
+    "Retrying",
+    "StoreLost",
+    "StoreRejoined",
+    "Truncated",
+    "WaitRefused",
+    "Waiting",
+    "subscribe",
+]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:

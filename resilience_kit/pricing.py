@@ -43,7 +43,11 @@ class Price:
                 )
 
     def usd(self, usage: Usage) -> float:
-        """The price of a call in US dollars."""
+        """The price of a call in US dollars.
+
+        Args:
+            usage: The tokens that the service says the call used.
+        """
         cached_price = self.cached_input_usd_per_million
         if cached_price is None:
             cached_price = self.input_usd_per_million

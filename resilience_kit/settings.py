@@ -12,6 +12,8 @@ from resilience_kit.errors import ConfigurationError
 from resilience_kit.registry import mode
 from resilience_kit.store_urls import checked_store_url
 
+__all__ = ["ResilienceSettings", "configure", "current_settings"]
+
 Count = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 

@@ -20,6 +20,8 @@ from resilience_kit.stack_order import StackProblem, find_problems
 from resilience_kit.token_budgeting import OnExceed, Per, token_budget
 from resilience_kit.validating import check_callable
 
+__all__ = ["RateLimitOptions", "StackReport", "explain", "resilient"]
+
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from resilience_kit.monitoring.alerts import Alert
 
+__all__ = ["Webhook", "verify"]
+
 Deliver = Callable[["Alert"], object]
 
 TIMESTAMP_HEADER = "X-Resilience-Timestamp"

@@ -1,15 +1,16 @@
-# demo         the multi-agent example, bare client against the kit
-# demo-live    the same beside the dashboard, until Ctrl-C
-# test         everything that CI runs
-# docs         the documentation, into site/
-# bench        what a call costs, and how the peers do at the edge of a quota
-# versions     the tests on every Python that is here, and on the oldest versions that are admitted
+# demo          the multi-agent example, bare client against the kit
+# demo-live     the same beside the dashboard, until Ctrl-C
+# test          everything that CI runs
+# docs          the documentation, into site/
+# bench         what a call costs, and how the peers do at the edge of a quota
+# soak          a million calls, for leaks, slowness and miscounts
+# versions      the tests on every Python that is here, and on the oldest versions that are admitted
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: demo demo-live test lint docs bench versions clean
+.PHONY: demo demo-live test lint docs bench soak versions clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -41,6 +42,9 @@ versions: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[versions]"
 	# pyenv puts one Python at a time on the path
 	PATH="$$(printf '%s:' "$$HOME"/.pyenv/versions/3.1[1-9]*/bin)$$PATH" UV_SYSTEM_CERTS=1 $(BIN)/tox
+
+soak: .venv/installed
+	$(BIN)/python -m benchmarks.soak
 
 clean:
 	rm -rf .venv .tox site .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -3,6 +3,8 @@
 import asyncio
 import selectors
 
+__all__ = ["VirtualTimeLoop"]
+
 
 class _JumpingSelector(selectors.DefaultSelector):
     """What the loop waits in; here the wait is over at once, and the clock is ahead by it."""
@@ -19,7 +21,19 @@ class _JumpingSelector(selectors.DefaultSelector):
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """A loop for tasks that wait for time and for each other, and for no other thread and no network."""
+    """A loop for tasks that wait for time and for each other, and for no other thread and no network.
+
+    A test of limits and backoffs in it takes as long as the work and not as long as the waits, and finds the same times
+    in every run. Where all tasks wait and no timer is set, nothing could ever wake them: that is a `RuntimeError`.
+
+    Example:
+        >>> import asyncio
+        >>> from resilience_kit.testing import VirtualTimeLoop
+        >>> with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        ...     runner.run(asyncio.sleep(3_600))
+        ...     print(runner.get_loop().time())
+        3600.0
+    """
 
     def __init__(self) -> None:
         self._clock = _JumpingSelector()

@@ -50,7 +50,13 @@ class _Stream(Stay):
         self.returned = returned
 
     def hand_over(self) -> Any:
-        return _relay(self) if isinstance(self.generator, GeneratorType) else _relay_later(self._start)()
+        if not isinstance(self.generator, GeneratorType):
+            return _relay_later(self._start)()
+        relay = _relay(self)
+        if self.item is _NOT_STARTED:
+            # CPython 3.12 to 3.14.2 keep what a generator holds that is closed before it began (gh-142766): begin it
+            next(relay)
+        return relay
 
     async def _start(self) -> "_Stream":
         try:
@@ -223,6 +229,7 @@ def _relay(stream: _Stream) -> Generator[Any, Any, Any]:
     resume: Callable[[], Any]
     try:
         if item is _NOT_STARTED:
+            yield
             item = next(generator)
         while item is not _MISSING:
             stream.observe(item)

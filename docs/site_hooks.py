@@ -34,8 +34,9 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Let links lead to where their files are in the site."""
+    """Let links lead to where their files are in the site, and what is folded away be Markdown, as it is on GitHub."""
     uri = page.file.src_uri
+    markdown = markdown.replace("<details>", "<details markdown>")
 
     def in_site(link: re.Match[str]) -> str:
         target = _in_repository(uri, link[0])

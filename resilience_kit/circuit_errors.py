@@ -21,11 +21,11 @@ class CircuitOpenError(ResilienceError, pybreaker.CircuitBreakerError):
         ...     try:
         ...         ask("What is 2 + 2?")
         ...     except CircuitOpenError as error:
-        ...         print(error.name, round(error.retry_after))
+        ...         print(error.name, round(error.retry_after, -1))
         ...     except ConnectionError as error:
         ...         print(error)
         the service is away
-        ill 30
+        ill 30.0
     """
 
     def __init__(self, message: str, *, name: str, retry_after: float) -> None:

@@ -78,8 +78,8 @@ class RateLimitTimeoutError(ResilienceError, TimeoutError):
         >>> try:
         ...     ask("What is 2 + 2?"), ask("And 3 + 3?")
         ... except RateLimitTimeoutError as error:
-        ...     print(error.name, round(error.retry_after))
-        few 10
+        ...     print(error.name, round(error.retry_after, -1))
+        few 10.0
     """
 
     def __init__(self, message: str, *, name: str, retry_after: float | None) -> None:

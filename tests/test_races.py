@@ -17,7 +17,15 @@ from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, settings, strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from resilience_kit import (
     ConfigurationError,
@@ -222,7 +230,6 @@ class Races(RuleBasedStateMachine):
         self.pool = ThreadPoolExecutor(THREADS)
         self.books = Books()
         self.started = []
-        self.is_reset = False
         self.functions = {(name, wait): functions_of(name, wait) for name in NAMES for wait in (None, 0.03)}
         for name in NAMES:
             first = self.in_thread(name, 1, None)
@@ -307,9 +314,14 @@ class Races(RuleBasedStateMachine):
     def close_circuits(self, name):
         reset_circuit_breakers(name)
 
+    @initialize(may_reset=st.booleans())
+    def decide(self, may_reset):
+        # after a reset, nobody knows what the kit should have counted
+        self.is_reset = may_reset
+
+    @precondition(lambda self: self.is_reset)
     @rule()
     def reset(self):
-        self.is_reset = True
         reset_all()
 
     @rule(name=names)

@@ -8,7 +8,6 @@ that is full, so there is none for requests and tokens.
 """
 
 import math
-import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -27,6 +26,7 @@ from resilience_kit.events import (
     emit,
     tell,
 )
+from resilience_kit.forking import new_lock
 from resilience_kit.layers import Call, Passage
 from resilience_kit.queueing import SHORTEST_WAIT, Place, Queue
 from resilience_kit.quota_ledger import QuotaLedger, Sent, WindowLedger
@@ -104,7 +104,7 @@ class RateLimit:
         self.measures = "latency" in rules
         self._response_times = ResponseTimes(self._max_concurrent)
         self._spacing = self._new_spacing()
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._queue: Queue[Ticket] = Queue(self._look, self._period)
         self._in_flight = 0
         own = WindowLedger(values["requests_per_minute"], self._tokens_per_period, self._period, rules)

@@ -92,7 +92,7 @@ def growth(work, make, size):
 
     It is this thread's own time, and the least of some runs, so that it does not matter what else the machine does.
     """
-    small, large = (min(_seconds(work, make(many)) for _ in range(5)) for many in (size, 4 * size))
+    small, large = (min(_seconds(work, make(many)) for _ in range(3)) for many in (size, 4 * size))
     return large / max(small, 20e-6)
 
 

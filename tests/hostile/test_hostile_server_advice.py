@@ -161,7 +161,7 @@ def test_headers_that_no_parser_understands_raise_nothing(raw, policy):
 
 
 @given(st.lists(errors(), min_size=1, max_size=3), st.booleans())
-@examples(120)
+@examples(60)
 def test_errors_of_any_kind_are_judged_without_another_error(chain, is_ring):
     for error, cause in zip(chain, [*chain[1:], chain[0] if is_ring else None], strict=True):
         error.__cause__ = cause

@@ -1,11 +1,11 @@
 # make demo: the multi-agent example, bare client against the kit. make demo-live: the same beside the dashboard, until
-# Ctrl-C. make test: everything that CI runs.
+# Ctrl-C. make test: everything that CI runs. make release-check: what a user would get of the sdist and the wheel.
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: demo demo-live test lint bench clean
+.PHONY: demo demo-live test lint bench release-check clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -27,6 +27,10 @@ lint: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	$(BIN)/python -m benchmarks
+
+# In environments of its own: it takes minutes, and the package index.
+release-check: .venv/installed
+	$(BIN)/python tools/release_check.py
 
 clean:
 	rm -rf .venv .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis

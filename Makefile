@@ -1,11 +1,12 @@
 # make demo: the multi-agent example, bare client against the kit. make demo-live: the same beside the dashboard, until
-# Ctrl-C. make test: everything that CI runs. make release-check: what a user would get of the sdist and the wheel.
+# Ctrl-C. make test: everything that CI runs. make docs: the documentation, into site/. make release-check: what a user
+# would get of the sdist and the wheel.
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: demo demo-live test lint bench release-check clean
+.PHONY: demo demo-live test lint docs bench release-check clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -23,6 +24,11 @@ lint: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python tests/typing
 
+# The theme greets each build with news of its own. Not --quiet: a warning that is not heard does not fail the build.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	@echo "site/index.html is the documentation; for its search: python3 -m http.server -d site"
+
 # The peers and the picture need more than the tests do.
 bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
@@ -33,7 +39,7 @@ release-check: .venv/installed
 	$(BIN)/python tools/release_check.py
 
 clean:
-	rm -rf .venv .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv site .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 .venv/installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "resilience_kit needs Python 3.11 or newer: install it, or say make PYTHON=/path/to/python3" >&2; exit 1; }

@@ -15,7 +15,7 @@ from multiprocessing import get_context
 
 from resilience_kit import rate_limited
 
-PROCESSES, SECONDS = 2, 2
+PROCESSES, SECONDS = 2, 3
 
 
 @rate_limited("chat", requests_per_minute=60, period=6, max_concurrent=8, min_interval=0)

@@ -19,7 +19,15 @@ class _JumpingSelector(selectors.DefaultSelector):
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """A loop for tasks that wait for time and for each other, and for no other thread and no network."""
+    """A loop for tasks that wait for time and for each other, and for no other thread and no network.
+
+    Example:
+        >>> import asyncio
+        >>> from resilience_kit.virtual_time import VirtualTimeLoop
+        >>> with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        ...     runner.run(asyncio.sleep(3_600, "an hour later"))
+        'an hour later'
+    """
 
     def __init__(self) -> None:
         self._clock = _JumpingSelector()

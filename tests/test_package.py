@@ -38,6 +38,7 @@ MODULES = [
 LAZY_PACKAGES = [resilience_kit, azure, monitoring, testing]
 PACKAGES = [*LAZY_PACKAGES, dashboard]
 PUBLIC = [(package, name) for package in PACKAGES for name in package.__all__]
+PUBLIC_FUNCTIONS = [getattr(package, name) for package, name in PUBLIC if inspect.isfunction(getattr(package, name))]
 PUBLIC_CLASSES = [getattr(package, name) for package, name in PUBLIC if inspect.isclass(getattr(package, name))]
 PUBLIC_METHODS = [
     function
@@ -47,12 +48,14 @@ PUBLIC_METHODS = [
     and not name.startswith("_")
     and function.__module__.startswith("resilience_kit.")
 ]
+# Names of durations and times that do not carry their unit.
+DURATION = re.compile(
+    r"at|(.*_)?(backoff|delay|elapsed|interval|latency|period|retry_after|since|timeout|until|wait)(_p\d+)?"
+)
 
 each_module = pytest.mark.parametrize("module", MODULES)
 each_public_name = pytest.mark.parametrize(("package", "name"), PUBLIC, ids=[name for _, name in PUBLIC])
-each_public_function = pytest.mark.parametrize(
-    "function", [getattr(package, name) for package, name in PUBLIC if inspect.isfunction(getattr(package, name))]
-)
+each_public_function = pytest.mark.parametrize("function", PUBLIC_FUNCTIONS)
 each_public_class = pytest.mark.parametrize("kind", PUBLIC_CLASSES, ids=[kind.__name__ for kind in PUBLIC_CLASSES])
 each_public_method = pytest.mark.parametrize(
     "method", PUBLIC_METHODS, ids=[method.__qualname__ for method in PUBLIC_METHODS]
@@ -118,8 +121,13 @@ def documented_beside(kind):
 
 def documented(thing, section):
     """The names that a section of the docstring explains."""
+    return list(explanations(thing, section))
+
+
+def explanations(thing, section):
+    """What a section of the docstring says, by name."""
     text = inspect.getdoc(thing).partition(f"{section}:\n")[2].partition("\n\n")[0]
-    return re.findall(r"^    ([\w*]+): ", text, re.MULTILINE)
+    return dict(re.findall(r"^    ([\w*]+): (.*(?:\n     +.*)*)", text, re.MULTILINE))
 
 
 def test_a_star_import_brings_all_public_names():
@@ -156,6 +164,14 @@ def test_each_public_class_documents_what_it_is_made_of(kind):
 @each_public_method
 def test_each_public_method_documents_its_parameters(method):
     assert documented(method, "Args") == [it for it in parameters_of(method) if it not in ("self", "cls")]
+
+
+@pytest.mark.parametrize(
+    "thing", [*PUBLIC_FUNCTIONS, *PUBLIC_CLASSES, *PUBLIC_METHODS], ids=lambda thing: thing.__qualname__
+)
+def test_each_duration_says_its_unit(thing):
+    explained = explanations(thing, "Args") | explanations(thing, "Attributes")
+    assert [name for name, text in explained.items() if DURATION.fullmatch(name) and "econd" not in text] == []
 
 
 @each_public_method

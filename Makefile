@@ -5,12 +5,13 @@
 # bench         what a call costs, and how the peers do at the edge of a quota
 # soak          a million calls, for leaks, slowness and miscounts
 # versions      the tests on every Python that is here, and on the oldest versions that are admitted
+# release-check the packages as a stranger gets them: each extra alone, licences, known vulnerabilities
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: demo demo-live test lint docs bench soak versions clean
+.PHONY: demo demo-live test lint docs bench soak versions release-check clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -45,6 +46,10 @@ versions: .venv/installed
 
 soak: .venv/installed
 	$(BIN)/python -m benchmarks.soak
+
+# In environments of its own: it takes minutes, and the package index.
+release-check: .venv/installed
+	$(BIN)/python tools/release_check.py
 
 clean:
 	rm -rf .venv .tox site .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis

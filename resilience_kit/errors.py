@@ -137,8 +137,20 @@ class StoreUnavailableError(ResilienceError):
     No error of redis-py is its cause: the frames of such a one hold the password, and some tools show them.
 
     Attributes:
-        name: The prefix of the fleet's keys.
-        reason: In one word, such as "TimeoutError", "ConnectionError" or "OutOfMemoryError".
+        name: The prefix of the fleet's keys; of a rate limit that refuses its calls, the limit's.
+        reason: In one word, such as "TimeoutError", "ConnectionError", "OutOfMemoryError" or "lost".
+
+    Example:
+        >>> from resilience_kit import StoreUnavailableError, configure, rate_limited
+        >>> configure(store="redis://127.0.0.1:1", on_store_failure="refuse")  # nobody listens there
+        >>> @rate_limited("chat")
+        ... def ask(prompt: str) -> str:
+        ...     return "four"
+        >>> try:
+        ...     ask("What is 2 + 2?")
+        ... except StoreUnavailableError as error:
+        ...     print(error.name)
+        chat
     """
 
     def __init__(self, message: str, *, name: str, reason: str) -> None:
@@ -152,6 +164,17 @@ class StoreContentError(ResilienceError):
 
     Attributes:
         key: The key; several, with commas between them, where the store does not say which one it is.
+
+    Example:
+        >>> from resilience_kit import StoreContentError, rate_limited
+        >>> @rate_limited("chat")
+        ... def ask(prompt: str) -> str:
+        ...     return "four"
+        >>> try:
+        ...     ask("What is 2 + 2?")
+        ... except StoreContentError as error:
+        ...     print(f"look who else writes to {error.key}")
+        'four'
     """
 
     def __init__(self, message: str, *, key: str) -> None:

@@ -3,6 +3,7 @@ import copy
 import doctest
 import importlib
 import inspect
+import itertools
 import os
 import pickle
 import pkgutil
@@ -38,13 +39,8 @@ MODULES = [
 LAZY_PACKAGES = [resilience_kit, azure, monitoring, testing]
 PACKAGES = [*LAZY_PACKAGES, dashboard]
 PUBLIC = [(package, name) for package in PACKAGES for name in package.__all__]
-# Their docstrings are being written.
-UNWRITTEN = {f"resilience_kit.{name}" for name in ("errors", "circuit_errors", "settings", "stack")}
-PUBLIC_CLASSES = [
-    kind
-    for package, name in PUBLIC
-    if inspect.isclass(kind := getattr(package, name)) and kind.__module__ not in UNWRITTEN
-]
+PUBLIC_FUNCTIONS = [getattr(package, name) for package, name in PUBLIC if inspect.isfunction(getattr(package, name))]
+PUBLIC_CLASSES = [getattr(package, name) for package, name in PUBLIC if inspect.isclass(getattr(package, name))]
 PUBLIC_METHODS = [
     function
     for kind in PUBLIC_CLASSES
@@ -53,12 +49,14 @@ PUBLIC_METHODS = [
     and not name.startswith("_")
     and function.__module__.startswith("resilience_kit.")
 ]
+# Names of durations and times that do not carry their unit.
+DURATION = re.compile(
+    r"at|(.*_)?(backoff|delay|elapsed|interval|latency|period|retry_after|since|timeout|until|wait)(_p\d+)?"
+)
 
 each_module = pytest.mark.parametrize("module", MODULES)
 each_public_name = pytest.mark.parametrize(("package", "name"), PUBLIC, ids=[name for _, name in PUBLIC])
-each_public_function = pytest.mark.parametrize(
-    "function", [getattr(package, name) for package, name in PUBLIC if inspect.isfunction(getattr(package, name))]
-)
+each_public_function = pytest.mark.parametrize("function", PUBLIC_FUNCTIONS)
 each_public_class = pytest.mark.parametrize("kind", PUBLIC_CLASSES, ids=[kind.__name__ for kind in PUBLIC_CLASSES])
 each_public_method = pytest.mark.parametrize(
     "method", PUBLIC_METHODS, ids=[method.__qualname__ for method in PUBLIC_METHODS]
@@ -105,10 +103,32 @@ def parameters_of(function):
     ]
 
 
+def parts_of(kind):
+    """What a class is made from; of an error, what it carries beside its message."""
+    if issubclass(kind, BaseException) and "__init__" not in vars(kind):
+        return []
+    return [it for it in parameters_of(kind) if not (issubclass(kind, BaseException) and it == "message")]
+
+
+def documented_beside(kind):
+    """The fields that have a docstring of their own."""
+    (tree,) = ast.parse(inspect.getsource(kind)).body
+    return [
+        field.target.id
+        for field, text in itertools.pairwise(tree.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+    ]
+
+
 def documented(thing, section):
     """The names that a section of the docstring explains."""
+    return list(explanations(thing, section))
+
+
+def explanations(thing, section):
+    """What a section of the docstring says, by name."""
     text = inspect.getdoc(thing).partition(f"{section}:\n")[2].partition("\n\n")[0]
-    return re.findall(r"^    ([\w*]+): ", text, re.MULTILINE)
+    return dict(re.findall(r"^    ([\w*]+): (.*(?:\n     +.*)*)", text, re.MULTILINE))
 
 
 def test_a_star_import_brings_all_public_names():
@@ -139,12 +159,20 @@ def test_each_public_function_documents_its_parameters(function):
 
 @each_public_class
 def test_each_public_class_documents_what_it_is_made_of(kind):
-    assert parameters_of(kind) in (documented(kind, "Args"), documented(kind, "Attributes"))
+    assert parts_of(kind) in (documented(kind, "Args"), documented(kind, "Attributes"), documented_beside(kind))
 
 
 @each_public_method
 def test_each_public_method_documents_its_parameters(method):
     assert documented(method, "Args") == [it for it in parameters_of(method) if it not in ("self", "cls")]
+
+
+@pytest.mark.parametrize(
+    "thing", [*PUBLIC_FUNCTIONS, *PUBLIC_CLASSES, *PUBLIC_METHODS], ids=lambda thing: thing.__qualname__
+)
+def test_each_duration_says_its_unit(thing):
+    explained = explanations(thing, "Args") | explanations(thing, "Attributes")
+    assert [name for name, text in explained.items() if DURATION.fullmatch(name) and "econd" not in text] == []
 
 
 @each_public_method

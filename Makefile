@@ -1,12 +1,12 @@
 # make demo: the multi-agent example, bare client against the kit. make demo-live: the same beside the dashboard, until
 # Ctrl-C. make test: everything that CI runs. make versions: the tests on every Python that is here, and on the oldest
-# versions that are admitted.
+# versions that are admitted. make chaos: 2,000 seeded scenarios in which everything goes wrong, in about half an hour.
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: demo demo-live test lint bench versions clean
+.PHONY: demo demo-live test lint bench chaos versions clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -28,6 +28,9 @@ lint: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	$(BIN)/python -m benchmarks
+
+chaos: .venv/installed
+	$(BIN)/python -m tests.chaos --seeds 0:2000 --jobs 2
 
 versions: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[versions]"

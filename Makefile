@@ -3,6 +3,7 @@
 # test          everything that CI runs
 # docs          the documentation, into site/
 # bench         what a call costs, and how the peers do at the edge of a quota
+# chaos         2,000 seeded scenarios with faults of every kind
 # soak          a million calls, for leaks, slowness and miscounts
 # versions      the tests on every Python that is here, and on the oldest versions that are admitted
 # release-check the packages as a stranger gets them: each extra alone, licences, known vulnerabilities
@@ -11,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: demo demo-live test lint docs bench soak versions release-check clean
+.PHONY: demo demo-live test lint docs bench chaos soak versions release-check clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -38,6 +39,9 @@ docs: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	$(BIN)/python -m benchmarks
+
+chaos: .venv/installed
+	$(BIN)/python -m tests.chaos --seeds 0:2000 --jobs 2
 
 versions: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[versions]"

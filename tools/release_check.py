@@ -39,11 +39,19 @@ COMMANDS = {
         ["-m", "examples.live", "--rounds", "1", "--questions", "3", "--port", "0"],
     ],
 }
+# What is to name an extra where its example would fail first of the extra's own package.
+ASKS_FOR = {
+    "otel": "from resilience_kit.monitoring import export_to_opentelemetry",
+    "prometheus": "from resilience_kit.monitoring import export_to_prometheus",
+    "semantic-kernel": "from resilience_kit.azure import create_resilient_azure_service as service; service()",
+}
+# Semantic Kernel 1.45 needs these two, which are released as sources alone; they are pure Python.
+FROM_SOURCES = ["pybars4", "pymeta3"]
 # An SPDX identifier or a classifier's words; what asks for more than a notice has its reason.
 ALLOWED_LICENCES = {
     r"MIT( License)?|MIT-0|MIT-CMU|0BSD|ISC( License.*)?|Unlicense|The Unlicense.*|CC0-1\.0|Zlib": "a notice at most",
     r"BSD([- ][23])?([- ]Clause)?( License)?|Apache([- ](Software License|2\.0|License 2\.0))?": "a notice at most",
-    r"PSF-2\.0|Python-2\.0|Python Software Foundation License|HPND": "a notice at most",
+    r"PSF-2\.0|Python-2\.0|CNRI-Python|Python Software Foundation License|HPND|MITNFA": "a notice at most",
     r"MPL-2\.0|Mozilla Public License 2\.0.*": "copyleft by file: we change none of theirs, and ship none",
     r"LGPL.*|GNU L(esser|ibrary) .*": "weak copyleft: imported as a library of its own, and not shipped",
 }
@@ -51,6 +59,7 @@ _MOST_SECONDS = 900
 _LAST_LINES = 6
 
 Result = Literal["ok", "failed", "not checked"]
+Finished = subprocess.CompletedProcess[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +221,8 @@ class Release:
             environment = Environment(self._folder / f"env-{extras or 'base'}")
             venv.create(environment.path, with_pip=False)
             what = f"{self._wheel}[{extras}]" if extras else self._wheel
-            self._pip(environment, "install", "--quiet", "--only-binary", ":all:", what)
+            sources = ["--no-binary", ",".join(FROM_SOURCES)] if extras else []
+            self._pip(environment, "install", "--quiet", "--only-binary", ":all:", *sources, what)
             self._pip(environment, "check")
             self._environments[extras] = environment
         return self._environments[extras]
@@ -223,24 +233,22 @@ class Release:
     def _extra(self, extra: str, store: str) -> str:
         environment = self._installed(extra)
         for command in COMMANDS[extra]:
-            output = self._example(environment, command, store)
-        return f"{len(self._distributions(environment))} packages; {output.strip().splitlines()[-1]}"
+            ended = self._example(environment, command, store)
+            if ended.returncode:
+                raise CheckFailedError(last_words(ended))
+        return f"{len(self._distributions(environment))} packages; {ended.stdout.strip().splitlines()[-1]:.60}"
 
-    def _example(self, environment: Environment, command: Sequence[str], store: str) -> str:
-        is_module = command[0] == "-m"
-        where = self._folder if is_module else self._folder / "examples"
+    def _example(self, environment: Environment, command: Sequence[str], store: str) -> Finished:
+        where = self._folder if command[0] == "-m" else self._folder / "examples"
         variables = {"RESILIENCE_STORE": store} if "with_fleet.py" in command else {}
-        return run(environment.python, *command, where=where, variables=variables)
+        return finished(environment.python, *command, where=where, variables=variables)
 
     def _hint(self, extra: str, store: str) -> str:
-        ((file,),) = COMMANDS[extra]
-        try:
-            output = self._example(self._installed(""), [file], store)
-        except CheckFailedError as error:
-            output = str(error)
-        told = re.search(rf"pip install '{NAME}\[[^]]*\b{extra}\b[^]]*\]'", output)
+        command = ["-c", ASKS_FOR[extra]] if extra in ASKS_FOR else COMMANDS[extra][0]
+        ended = self._example(self._installed(""), command, store)
+        told = re.search(rf"pip install '{NAME}\[[^]]*\b{extra}\b[^]]*\]'", ended.stdout + ended.stderr)
         if told is None:
-            raise CheckFailedError(f"{file} says: {output}")
+            raise CheckFailedError(f"it says: {last_words(ended)}")
         return told[0]
 
     def _nothing_compiled(self) -> str:
@@ -278,27 +286,13 @@ class Release:
         audited: dict[str, Any] = {}
         problem = ""
         for service in ("osv", "pypi"):
-            finished = subprocess.run(  # noqa: S603 - our own program
-                [
-                    self._tools.program("pip-audit"),
-                    "-s",
-                    service,
-                    "--path",
-                    site,
-                    "--format",
-                    "json",
-                    "--timeout",
-                    "20",
-                ],
-                capture_output=True,
-                text=True,
-                timeout=_MOST_SECONDS,
-                check=False,
+            ended = finished(
+                self._tools.program("pip-audit"), "-s", service, "--path", site, "--format", "json", "--timeout", "20"
             )
-            if not finished.stdout.startswith("{"):
-                problem = (finished.stderr.strip().splitlines() or ["no answer"])[-1]
+            if not ended.stdout.startswith("{"):
+                problem = (ended.stderr.strip().splitlines() or ["no answer"])[-1]
                 continue
-            for package in json.loads(finished.stdout)["dependencies"]:
+            for package in json.loads(ended.stdout)["dependencies"]:
                 if package["name"] != NAME and "skip_reason" not in package:
                     audited[package["name"]] = package["vulns"]
         packages = self._distributions(self._installed(",".join(EXTRAS))).keys() - {NAME}
@@ -368,18 +362,14 @@ print(json.dumps({
 """
 
 
-def run(*command: str | Path, where: Path | None = None, variables: Mapping[str, str] | None = None) -> str:
-    """Run a program in an environment with nothing of this one's Python, and return what it printed.
-
-    Raises:
-        CheckFailedError: It failed; with its last words.
-    """
+def finished(*command: str | Path, where: Path | None = None, variables: Mapping[str, str] | None = None) -> Finished:
+    """Run a program in an environment with nothing of this one's Python."""
     inherited = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("PYTHON", "VIRTUAL_ENV", "RESILIENCE_", "AZURE_", "OPENAI_"))
     }
-    finished = subprocess.run(  # noqa: S603 - our own program
+    return subprocess.run(  # noqa: S603 - our own program
         command,
         cwd=where,
         env={**inherited, **(variables or {})},
@@ -388,11 +378,24 @@ def run(*command: str | Path, where: Path | None = None, variables: Mapping[str,
         timeout=_MOST_SECONDS,
         check=False,
     )
-    if finished.returncode:
-        said = (finished.stderr.strip() or finished.stdout.strip()).splitlines()
-        raise CheckFailedError("\n".join(said[-_LAST_LINES:]))
-    # a warning may be what is looked for
-    return finished.stdout or finished.stderr
+
+
+def run(*command: str | Path) -> str:
+    """Run a program, and return what it printed.
+
+    Raises:
+        CheckFailedError: It failed; with its last words.
+    """
+    ended = finished(*command)
+    if ended.returncode:
+        raise CheckFailedError(last_words(ended))
+    return ended.stdout
+
+
+def last_words(ended: Finished) -> str:
+    """What a program said last, without pip's warnings."""
+    said = [line for line in (ended.stderr or ended.stdout).splitlines() if not line.startswith("WARNING: ")]
+    return "\n".join(said[-_LAST_LINES:])
 
 
 def tracked_files() -> set[str]:

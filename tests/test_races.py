@@ -303,6 +303,10 @@ class Races(RuleBasedStateMachine):
         time.sleep(milliseconds / 1_000)
 
     @rule(name=names)
+    def open_circuit(self, name):
+        self.in_thread(name, 1, None).let_go(500)
+
+    @rule(name=names)
     def hold_back(self, name):
         pause(name)
 

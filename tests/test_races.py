@@ -95,7 +95,10 @@ class Call:
         if not self._gate.is_set():
             self.status = status
             self._gate.set()
-            if self.loop is not None:
+            if self.loop is None:
+                # of a thread, or not yet under way
+                self._gate_of_loop.set()
+            else:
                 self.loop.do(self._gate_of_loop.set)
 
     def hold(self):
@@ -220,6 +223,7 @@ class Races(RuleBasedStateMachine):
 
     calls = Bundle("calls")
     names = st.sampled_from(NAMES)
+    statuses = st.sampled_from([200, 200, 429, 500])
 
     def __init__(self):
         super().__init__()
@@ -232,13 +236,18 @@ class Races(RuleBasedStateMachine):
         self.started = []
         self.functions = {(name, wait): functions_of(name, wait) for name in NAMES for wait in (None, 0.03)}
         for name in NAMES:
-            first = self.in_thread(name, 1, None)
-            first.let_go()
+            first = self.in_thread(name, 1, None, 200)
             assert first.ended.wait(PATIENCE)
 
-    @rule(target=calls, name=names, tokens=st.integers(1, 25), max_wait=st.sampled_from([None, 0.03]))
-    def in_thread(self, name, tokens, max_wait):
-        call = self.new_call(name, tokens)
+    @rule(
+        target=calls,
+        name=names,
+        tokens=st.integers(1, 25),
+        max_wait=st.sampled_from([None, 0.03]),
+        status=st.none() | statuses,
+    )
+    def in_thread(self, name, tokens, max_wait, status):
+        call = self.new_call(name, tokens, status)
         ask, _, _ = self.functions[name, max_wait]
 
         def run():
@@ -260,9 +269,10 @@ class Races(RuleBasedStateMachine):
         max_wait=st.sampled_from([None, 0.03]),
         loop=st.integers(0, 1),
         reads=st.sampled_from(["whole", "to its end", "one item"]),
+        status=st.none() | statuses,
     )
-    def in_task(self, name, tokens, max_wait, loop, reads):
-        call = self.new_call(name, tokens)
+    def in_task(self, name, tokens, max_wait, loop, reads, status):
+        call = self.new_call(name, tokens, status)
         _, ask_later, stream = self.functions[name, max_wait]
 
         async def run():
@@ -282,12 +292,15 @@ class Races(RuleBasedStateMachine):
         call.loop.start(call, run)
         return call
 
-    def new_call(self, name, tokens):
+    def new_call(self, name, tokens, status):
+        """A call that ends at once with a status, or is under way until a later step ends it."""
         call = Call(name, tokens, self.books)
+        if status is not None:
+            call.let_go(status)
         self.started.append(call)
         return call
 
-    @rule(call=calls, status=st.sampled_from([200, 200, 429, 500]))
+    @rule(call=calls, status=statuses)
     def end(self, call, status):
         call.let_go(status)
 
@@ -301,10 +314,6 @@ class Races(RuleBasedStateMachine):
     @rule(milliseconds=st.integers(1, 30))
     def let_time_pass(self, milliseconds):
         time.sleep(milliseconds / 1_000)
-
-    @rule(name=names)
-    def open_circuit(self, name):
-        self.in_thread(name, 1, None).let_go(500)
 
     @rule(name=names)
     def hold_back(self, name):

@@ -13,6 +13,8 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, aclosing, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from unittest import mock
 
 import pytest
@@ -22,6 +24,7 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
+    multiple,
     precondition,
     rule,
     run_state_machine_as_test,
@@ -44,7 +47,8 @@ from resilience_kit.rate_limits import rate_limits
 from resilience_kit.testing import isolated
 
 NAMES = ("one", "other")
-PERIOD, REQUESTS, TOKENS, SLOTS, BUDGET = 0.12, 12, 60, 3, 50
+PERIOD, REQUESTS, TOKENS, SLOTS, BUDGET = 0.12, 12, 60, 3, 80
+MAX_WAITS = (None, 0.05)
 THREADS = 6
 # Nothing takes a tenth of that; what does is a deadlock.
 PATIENCE = 30
@@ -59,7 +63,7 @@ STACK = {
     "initial_backoff": 0.001,
     # one call and its retry
     "failure_threshold": 2,
-    "recovery_timeout": 0.02,
+    "recovery_timeout": 0.005,
     "success_threshold": 1,
     "budget_tokens": BUDGET,
     "per": 2 * PERIOD,
@@ -75,12 +79,25 @@ class ServiceError(Exception):
         self.headers = {"retry-after-ms": "2"}
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a call is to be: from a thread or in a loop, and under way until a later step ends it or it has a status."""
+
+    name: str
+    tokens: int
+    loop: int | None = None
+    reads: str = "whole"
+    max_wait: float | None = None
+    status: int | None = None
+
+
 class Call:
     """One call, from its start to its end, as its function and its caller see it."""
 
-    def __init__(self, name, tokens, books):
-        self.name = name
-        self.tokens = tokens
+    def __init__(self, plan, books):
+        self.plan = plan
+        self.name = plan.name
+        self.tokens = plan.tokens
         self.books = books
         self.status = 200
         self.loop = None
@@ -95,7 +112,10 @@ class Call:
         if not self._gate.is_set():
             self.status = status
             self._gate.set()
-            if self.loop is not None:
+            if self.loop is None:
+                # of a thread, or not yet under way
+                self._gate_of_loop.set()
+            else:
                 self.loop.do(self._gate_of_loop.set)
 
     def hold(self):
@@ -220,6 +240,16 @@ class Races(RuleBasedStateMachine):
 
     calls = Bundle("calls")
     names = st.sampled_from(NAMES)
+    statuses = st.sampled_from([200, 200, 429, 500, 500])
+    plans = st.builds(
+        Plan,
+        name=names,
+        tokens=st.integers(1, 15),
+        loop=st.sampled_from([None, 0, 1]),
+        reads=st.sampled_from(["whole", "to its end", "one item"]),
+        max_wait=st.sampled_from(MAX_WAITS),
+        status=st.none() | statuses,
+    )
 
     def __init__(self):
         super().__init__()
@@ -230,64 +260,55 @@ class Races(RuleBasedStateMachine):
         self.pool = ThreadPoolExecutor(THREADS)
         self.books = Books()
         self.started = []
-        self.functions = {(name, wait): functions_of(name, wait) for name in NAMES for wait in (None, 0.03)}
+        self.functions = {(name, wait): functions_of(name, wait) for name in NAMES for wait in MAX_WAITS}
         for name in NAMES:
-            first = self.in_thread(name, 1, None)
-            first.let_go()
+            first = self.begin_one(Plan(name, 1, status=200))
             assert first.ended.wait(PATIENCE)
 
-    @rule(target=calls, name=names, tokens=st.integers(1, 25), max_wait=st.sampled_from([None, 0.03]))
-    def in_thread(self, name, tokens, max_wait):
-        call = self.new_call(name, tokens)
-        ask, _, _ = self.functions[name, max_wait]
+    @rule(target=calls, plans=st.lists(plans, min_size=1, max_size=6))
+    def begin_more(self, plans):
+        return self.begin(plans)
 
-        def run():
-            try:
-                ask(call, tokens)
-                call.has_answer = True
-            except (ServiceError, ResilienceError) as error:
-                call.error = error
-            finally:
-                call.ended.set()
+    def begin(self, plans):
+        return multiple(*(self.begin_one(plan) for plan in plans))
 
-        self.pool.submit(run)
-        return call
-
-    @rule(
-        target=calls,
-        name=names,
-        tokens=st.integers(1, 25),
-        max_wait=st.sampled_from([None, 0.03]),
-        loop=st.integers(0, 1),
-        reads=st.sampled_from(["whole", "to its end", "one item"]),
-    )
-    def in_task(self, name, tokens, max_wait, loop, reads):
-        call = self.new_call(name, tokens)
-        _, ask_later, stream = self.functions[name, max_wait]
-
-        async def run():
-            try:
-                if reads == "whole":
-                    await ask_later(call, tokens)
-                else:
-                    async with aclosing(stream(call, tokens)) as items:
-                        async for _ in items:
-                            if reads == "one item":
-                                break
-                call.has_answer = True
-            except (ServiceError, ResilienceError, asyncio.CancelledError) as error:
-                call.error = error
-
-        call.loop = self.loops[loop]
-        call.loop.start(call, run)
-        return call
-
-    def new_call(self, name, tokens):
-        call = Call(name, tokens, self.books)
+    def begin_one(self, plan):
+        call = Call(plan, self.books)
         self.started.append(call)
+        if plan.status is not None:
+            call.let_go(plan.status)
+        if plan.loop is None:
+            self.pool.submit(self.run, call)
+        else:
+            call.loop = self.loops[plan.loop]
+            call.loop.start(call, partial(self.run_later, call))
         return call
 
-    @rule(call=calls, status=st.sampled_from([200, 200, 429, 500]))
+    def run(self, call):
+        ask, _, _ = self.functions[call.name, call.plan.max_wait]
+        try:
+            ask(call, call.tokens)
+            call.has_answer = True
+        except (ServiceError, ResilienceError) as error:
+            call.error = error
+        finally:
+            call.ended.set()
+
+    async def run_later(self, call):
+        _, ask_later, stream = self.functions[call.name, call.plan.max_wait]
+        try:
+            if call.plan.reads == "whole":
+                await ask_later(call, call.tokens)
+            else:
+                async with aclosing(stream(call, call.tokens)) as items:
+                    async for _ in items:
+                        if call.plan.reads == "one item":
+                            break
+            call.has_answer = True
+        except (ServiceError, ResilienceError, asyncio.CancelledError) as error:
+            call.error = error
+
+    @rule(call=calls, status=statuses)
     def end(self, call, status):
         call.let_go(status)
 
@@ -314,10 +335,11 @@ class Races(RuleBasedStateMachine):
     def close_circuits(self, name):
         reset_circuit_breakers(name)
 
-    @initialize(may_reset=st.booleans())
-    def decide(self, may_reset):
+    @initialize(target=calls, may_reset=st.booleans(), plans=st.lists(plans, min_size=6, max_size=16))
+    def begin_first(self, may_reset, plans):
         # after a reset, nobody knows what the kit should have counted
         self.is_reset = may_reset
+        return self.begin(plans)
 
     @precondition(lambda self: self.is_reset)
     @rule()

@@ -198,8 +198,7 @@ def _wrap_coroutine_function(function: Callable[..., Any], stack: Stack, paramet
             for layer in stack.layers:
                 passage: Any = layer.enter(call)
                 call.entered.append(await passage if type(passage) is CoroutineType else passage)
-            result = stack.function(call)
-            result = stack.leave(call, await result if isinstance(result, CoroutineType) else result)
+            result = stack.leave(call, await stack.function(call))
         except BaseException as error:
             result = await stack.fail(call, error)
             if result is FAILED:

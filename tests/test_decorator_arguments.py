@@ -58,7 +58,7 @@ def parameters_of(decorator, **arguments):
         (
             retry_on_429,
             {"backoff_multiplier": 0.5},
-            f"@retry_on_429(backoff_multiplier=0.5): expected a number, 1 or more, or None for the setting",
+            "@retry_on_429(backoff_multiplier=0.5): expected a number, 1 or more, or None for the setting",
         ),
         (retry_on_429, {"retry_budget": 0}, f"@retry_on_429(retry_budget=0): {ABOVE_ZERO}"),
         (

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import aclosing
 from dataclasses import dataclass
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
-from typing import Any, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from resilience_kit.errors import ConfigurationError
 from resilience_kit.layers import FAILED, Call, Guard, Layer, Parameters, Run, Stack, name_of
@@ -328,7 +328,8 @@ class _Stacked:
 
 def guarded(function: Callable[P, R], layer: Guard) -> Callable[P, R]:
     """Put a layer around a function of any kind."""
-    return cast("Callable[P, R]", _decorate(function, layer))
+    wrapper: Callable[P, R] = _decorate(function, layer)
+    return wrapper
 
 
 def _decorate(function: Any, layer: Guard) -> Any:

@@ -4,11 +4,13 @@ import asyncio
 import contextlib
 import functools
 
+import openai
 import pytest
 
 from resilience_kit import (
     CircuitOpenError,
     ConfigurationError,
+    StackOrderWarning,
     circuit_protected,
     decorating,
     get_all_resilience_stats,
@@ -150,6 +152,20 @@ async def test_disabled_layers_hand_on_keyword_arguments(function):
 
     with disabled():
         assert await run(functools.partial(decorated, word="five")) == ["five"]
+
+
+# --- warnings ---------------------------------------------------------------------------------------------------------
+
+
+CLIENT = openai.OpenAI(api_key="none", base_url="http://127.0.0.1:1", max_retries=2)
+
+
+def test_a_client_that_retries_is_warned_of_when_its_function_is_decorated():
+    def complete(text):
+        return CLIENT.chat.completions.create(text)
+
+    with pytest.warns(StackOrderWarning, match="OpenAI retries 2 times on its own"):
+        rate_limited("chat")(complete)
 
 
 # --- words -----------------------------------------------------------------------------------------------------------

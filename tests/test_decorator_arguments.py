@@ -282,9 +282,36 @@ def test_a_tokens_function_may_say_zero():
     assert rate_limited("chat", tokens=lambda *_: 0)(ask)() is None
 
 
-@pytest.mark.parametrize("decorator", [rate_limited, circuit_protected, retry_on_429, token_budget])
-def test_one_decorator_that_was_made_decorates_only_functions(decorator):
+def test_a_tokens_function_that_says_nonsense_is_refused_with_what_it_must_be():
     with pytest.raises(ConfigurationError) as refused:
-        decorator()(4)
+        rate_limited("chat", tokens=lambda *_: "many")(ask)()
 
-    assert str(refused.value).startswith(f"@{decorator.__name__} was given 4, which is neither a function nor a name")
+    assert str(refused.value) == (
+        "rate limit 'chat': the tokens function returned 'many': it must be a plain function of the call's arguments "
+        "that returns a number of tokens, 0 or more"
+    )
+
+
+EXAMPLES = [
+    (rate_limited, 'name="chat"'),
+    (circuit_protected, 'name="chat"'),
+    (retry_on_429, "max_retries=5"),
+    (token_budget, 'agent="MathAgent"'),
+]
+
+
+@pytest.mark.parametrize(("decorator", "example"), EXAMPLES)
+@pytest.mark.parametrize("put_on", [lambda decorator: decorator(4), lambda decorator: decorator()(4)])
+def test_what_is_no_function_is_refused_with_how_to_write_it(decorator, example, put_on):
+    with pytest.raises(ConfigurationError) as refused:
+        put_on(decorator)
+
+    assert str(refused.value) == (
+        f"@{decorator.__name__} was given 4, which is neither a function nor a name: put it on a function, or write "
+        f"its parameters by name, as in @{decorator.__name__}({example})"
+    )
+
+
+@pytest.mark.parametrize("decorator", [rate_limited, circuit_protected, token_budget])
+def test_what_is_not_named_shares_the_name_default(decorator):
+    assert [explain(put_on(ask)).layers[0].name for put_on in (decorator, decorator())] == ["default", "default"]

@@ -301,7 +301,9 @@ EXAMPLES = [
 
 
 @pytest.mark.parametrize(("decorator", "example"), EXAMPLES)
-@pytest.mark.parametrize("put_on", [lambda decorator: decorator(4), lambda decorator: decorator()(4)])
+@pytest.mark.parametrize(
+    "put_on", [lambda decorator: decorator(4), lambda decorator: decorator()(4)], ids=["bare", "called"]
+)
 def test_what_is_no_function_is_refused_with_how_to_write_it(decorator, example, put_on):
     with pytest.raises(ConfigurationError) as refused:
         put_on(decorator)

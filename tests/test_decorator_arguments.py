@@ -271,6 +271,13 @@ def test_two_names_have_configurations_of_their_own(decorator, parameter, kind):
 
 
 @pytest.mark.parametrize(("decorator", "parameter", "kind"), NAMED)
+def test_what_one_function_says_of_a_name_is_told_of_all_that_have_it(decorator, parameter, kind):
+    decorator("chat", **{parameter: 7})
+
+    assert explain(decorator("chat")(ask)).layers[0].parameters[parameter].value == 7
+
+
+@pytest.mark.parametrize(("decorator", "parameter", "kind"), NAMED)
 def test_a_function_that_was_decorated_in_isolation_tells_its_values_after_it_too(decorator, parameter, kind):
     with isolated():
         decorated = decorator("isolated", **{parameter: 7})(ask)

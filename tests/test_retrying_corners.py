@@ -124,6 +124,13 @@ async def test_with_jitter_the_backoff_grows_too():
     assert longest[3] > 100
 
 
+async def test_a_budget_counts_no_retry_for_which_the_server_named_the_wait():
+    services = [Service(RefusalError(retry_after="1"), RefusalError(retry_after="1")) for _ in range(20)]
+    times = await asyncio.gather(*(times_of(service, retry_budget=0.01, max_retries=2) for service in services))
+
+    assert times == [pytest.approx([0, 1, 2])] * 20
+
+
 # --- what is told ----------------------------------------------------------------------------------------------------
 
 
@@ -161,6 +168,22 @@ async def test_a_call_that_gives_up_is_told_with_the_bound_that_it_reached(argum
     assert error.__notes__ == [
         f"resilience_kit: gave up after 1 attempts in 0.0 s ({reason}={arguments[reason]!r})",
     ]
+
+
+@pytest.mark.parametrize(
+    ("errors", "note"),
+    [
+        ([RefusalError(retry_after="5")] * 2, "resilience_kit: gave up after 2 attempts in 5.0 s (max_retries=1)"),
+        ([RefusalError(retry_after="5"), LookupError()], "resilience_kit: attempt 2, 5.0 s after the first"),
+    ],
+    ids=["given up", "not retried"],
+)
+async def test_a_note_tells_the_seconds_of_this_call_alone(errors, note):
+    await asyncio.sleep(100)
+    with pytest.raises((RefusalError, LookupError)) as raised:
+        await retry_on_429(max_retries=1)(Service(*errors))()
+
+    assert raised.value.__notes__ == [note]
 
 
 async def test_an_error_that_ends_the_retries_is_told_as_none_that_was_given_up(heard):

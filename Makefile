@@ -5,6 +5,7 @@
 # bench         what a call costs, and how the peers do at the edge of a quota
 # chaos         2,000 seeded scenarios with faults of every kind
 # soak          a million calls, for leaks, slowness and miscounts
+# mutants       whether the tests notice when a decorator is wrong
 # versions      the tests on every Python that is here, and on the oldest versions that are admitted
 # release-check the packages as a stranger gets them: each extra alone, licences, known vulnerabilities
 
@@ -12,7 +13,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: demo demo-live test lint docs bench chaos soak versions release-check clean
+.PHONY: demo demo-live test lint docs bench chaos soak mutants versions release-check clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -55,8 +56,14 @@ soak: .venv/installed
 release-check: .venv/installed
 	$(BIN)/python tools/release_check.py
 
+# Changes the decorators line by line, and sees which changes no test notices: tests/mutants.md says why they may stay.
+mutants: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mutants]'
+	$(BIN)/mutmut run
+	$(BIN)/mutmut results
+
 clean:
-	rm -rf .venv .tox site .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .tox site mutants .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 .venv/installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "resilience_kit needs Python 3.11 or newer: install it, or say make PYTHON=/path/to/python3" >&2; exit 1; }

@@ -3,6 +3,7 @@
 import pytest
 
 from resilience_kit import ConfigurationError, circuit_protected, explain, rate_limited, retry_on_429, token_budget
+from resilience_kit.testing import isolated
 
 RULES = "'ceiling', 'latency', 'limit', 'margin', 'one-second window', 'remaining', 'retry-after', 'slow start'"
 COUNT = "expected a whole number above 0, or None for the setting"
@@ -245,3 +246,81 @@ def test_only_some_of_the_rules_of_adaptation_are_told_in_order():
 )
 def test_what_is_left_out_is_told_as_a_default(decorator, defaults):
     assert parameters_of(decorator) == {name: (value, "default") for name, value in defaults.items()}
+
+
+NAMED = [
+    (rate_limited, "requests_per_minute", "rate limit"),
+    (circuit_protected, "failure_threshold", "circuit"),
+    (token_budget, "budget_tokens", "token budget"),
+]
+
+
+@pytest.mark.parametrize(("decorator", "parameter", "kind"), NAMED)
+def test_two_configurations_of_one_name_are_refused_with_both_and_the_name(decorator, parameter, kind):
+    decorator("chat", **{parameter: 7})
+
+    with pytest.raises(ConfigurationError, match=f"{kind} 'chat' has two configurations: {parameter}=7 .*=8"):
+        decorator("chat", **{parameter: 8})
+
+
+@pytest.mark.parametrize(("decorator", "parameter", "kind"), NAMED)
+def test_two_names_have_configurations_of_their_own(decorator, parameter, kind):
+    decorator("chat", **{parameter: 7})
+
+    assert explain(decorator("batch", **{parameter: 8})(ask)).layers[0].parameters[parameter].value == 8
+
+
+@pytest.mark.parametrize(("decorator", "parameter", "kind"), NAMED)
+def test_what_one_function_says_of_a_name_is_told_of_all_that_have_it(decorator, parameter, kind):
+    decorator("chat", **{parameter: 7})
+
+    assert explain(decorator("chat")(ask)).layers[0].parameters[parameter].value == 7
+
+
+@pytest.mark.parametrize(("decorator", "parameter", "kind"), NAMED)
+def test_a_function_that_was_decorated_in_isolation_tells_its_values_after_it_too(decorator, parameter, kind):
+    with isolated():
+        decorated = decorator("isolated", **{parameter: 7})(ask)
+
+    assert explain(decorated).layers[0].parameters[parameter].value == 7
+
+
+def test_a_tokens_function_may_say_zero():
+    assert rate_limited("chat", tokens=lambda *_: 0)(ask)() is None
+
+
+def test_a_tokens_function_that_says_nonsense_is_refused_with_what_it_must_be():
+    with pytest.raises(ConfigurationError) as refused:
+        rate_limited("chat", tokens=lambda *_: "many")(ask)()
+
+    assert str(refused.value) == (
+        "rate limit 'chat': the tokens function returned 'many': it must be a plain function of the call's arguments "
+        "that returns a number of tokens, 0 or more"
+    )
+
+
+EXAMPLES = [
+    (rate_limited, 'name="chat"'),
+    (circuit_protected, 'name="chat"'),
+    (retry_on_429, "max_retries=5"),
+    (token_budget, 'agent="MathAgent"'),
+]
+
+
+@pytest.mark.parametrize(("decorator", "example"), EXAMPLES)
+@pytest.mark.parametrize(
+    "put_on", [lambda decorator: decorator(4), lambda decorator: decorator()(4)], ids=["bare", "called"]
+)
+def test_what_is_no_function_is_refused_with_how_to_write_it(decorator, example, put_on):
+    with pytest.raises(ConfigurationError) as refused:
+        put_on(decorator)
+
+    assert str(refused.value) == (
+        f"@{decorator.__name__} was given 4, which is neither a function nor a name: put it on a function, or write "
+        f"its parameters by name, as in @{decorator.__name__}({example})"
+    )
+
+
+@pytest.mark.parametrize("decorator", [rate_limited, circuit_protected, token_budget])
+def test_what_is_not_named_shares_the_name_default(decorator):
+    assert [explain(put_on(ask)).layers[0].name for put_on in (decorator, decorator())] == ["default", "default"]

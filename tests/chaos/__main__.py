@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Iterable
 
 from .invariants import baseline, problems_after, problems_within
-from .running import run, warm_up, world_of
+from .running import prepare, run, warm_up, world_of
 from .scenario import KINDS, Scenario, draw
 
 
-def problems_of(scenario: Scenario) -> list[str]:
-    """Run a scenario, and say all that is wrong after it."""
+def outcome_of(scenario: Scenario) -> tuple[list[str], Counter[str]]:
+    """Run a scenario; returns all that is wrong after it, and what its calls came to."""
+    prepare(scenario.kind)
     before = baseline()
     with world_of(scenario) as world:
         try:
@@ -23,9 +24,11 @@ def problems_of(scenario: Scenario) -> list[str]:
             # what no call ended in, but the scenario itself
             world.witness.problems.append("".join(traceback.format_exception(error)))
         problems = problems_within(world)
+        endings = Counter([*map(str, world.witness.endings.values()), *world.ended_elsewhere])
+        endings["attempts"] = len(world.witness.began)
     # an error of the SDK's holds its response, and that its connection
     del world
-    return problems + problems_after(before)
+    return problems + problems_after(before), endings
 
 
 def report(scenario: Scenario, problems: list[str]) -> str:
@@ -38,22 +41,24 @@ def report(scenario: Scenario, problems: list[str]) -> str:
 def run_seeds(seeds: Iterable[int], kind: str | None, *, is_shown: bool) -> int:
     """Run them one after the other, and say how it went; returns how many failed."""
     warm_up()
-    failed, ran, seconds = 0, Counter(), Counter()
+    failed, ran, seconds, all_endings = 0, Counter(), Counter(), Counter()
     for seed in seeds:
         scenario = draw(seed)
         if kind not in (None, scenario.kind):
             continue
         began = time.monotonic()
-        problems = problems_of(scenario)
+        problems, endings = outcome_of(scenario)
+        all_endings += endings
         ran[scenario.kind] += 1
         seconds[scenario.kind] += time.monotonic() - began
         if problems:
             failed += 1
             print(report(scenario, problems), flush=True)
         elif is_shown:
-            print(f"{scenario}\nall that was promised holds")
+            print(f"    {scenario}\nall that was promised holds")
     for name, times in sorted(ran.items()):
         print(f"{times:5} {name:13} {seconds[name] / times:.2f} s each")
+    print("calls: " + ", ".join(f"{count} {ending}" for ending, count in all_endings.most_common()))
     print(f"{ran.total()} scenarios, {failed} failed", flush=True)
     return failed
 

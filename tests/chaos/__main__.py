@@ -38,7 +38,7 @@ def report(scenario: Scenario, problems: list[str]) -> str:
     return f"seed {scenario.seed} FAILED\n{lines}\n    {scenario}\n{replay}"
 
 
-def run_seeds(seeds: Iterable[int], kind: str | None, *, is_shown: bool) -> int:
+def run_seeds(seeds: Iterable[int], kind: str | None, *, is_shown: bool, stops: bool) -> int:
     """Run them one after the other, and say how it went; returns how many failed."""
     warm_up()
     failed, ran, seconds, all_endings = 0, Counter(), Counter(), Counter()
@@ -54,6 +54,8 @@ def run_seeds(seeds: Iterable[int], kind: str | None, *, is_shown: bool) -> int:
         if problems:
             failed += 1
             print(report(scenario, problems), flush=True)
+            if stops:
+                break
         elif is_shown:
             print(f"    {scenario}\nall that was promised holds")
     for name, times in sorted(ran.items()):
@@ -79,13 +81,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="one alone, with its plan")
     parser.add_argument("--kind", choices=KINDS, help="those of one kind alone")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--stop", action="store_true", help="at the first failure")
     given = parser.parse_args()
     if given.seed is not None:
-        return run_seeds([given.seed], None, is_shown=True) > 0
+        return run_seeds([given.seed], None, is_shown=True, stops=True) > 0
     seeds = range(*map(int, given.seeds.split(":")))
     if given.jobs > 1:
         return run_in_processes(seeds, given.kind, given.jobs) > 0
-    return run_seeds(seeds, given.kind, is_shown=False) > 0
+    return run_seeds(seeds, given.kind, is_shown=False, stops=given.stop) > 0
 
 
 if __name__ == "__main__":

@@ -11,16 +11,16 @@ from resilience_kit.testing import Fault
 
 # How many of a hundred seeds each kind of scenario gets; what is dear to run gets few.
 KINDS = {
-    "virtual": 22,  # tasks in virtual time, on a service without a network: exact to the step
-    "tasks": 24,  # decorated coroutine functions and async generators over the openai SDK
-    "threads": 14,  # decorated functions and generators in threads
+    "virtual": 20,  # tasks in virtual time, on a service without a network: exact to the step
+    "tasks": 22,  # decorated coroutine functions and async generators over the openai SDK
+    "threads": 13,  # decorated functions and generators in threads
     "async client": 10,  # ResilientAsyncAzureOpenAI and ResilientAsyncOpenAI
     "sync client": 9,  # ResilientAzureOpenAI and ResilientOpenAI in threads
     "cancellation": 9,  # one call, cancelled at each of its await points in turn
     "loops": 5,  # event loops that are closed over calls under way, and others beside and after them
-    "agents": 3,  # examples/multi_agent
-    "store": 2,  # a fleet of one whose store is killed, stopped and started anew
-    "processes": 2,  # a fleet whose processes are killed, and its store too
+    "agents": 4,  # examples/multi_agent
+    "store": 4,  # a fleet of one whose store is killed, stopped and started anew
+    "processes": 4,  # a fleet whose processes are killed, and its store too
 }
 
 # Every fault that the simulator has, with arguments for a test that is short.

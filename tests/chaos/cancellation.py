@@ -89,7 +89,7 @@ async def _settle():
 
 
 def _ways(world, azure):  # noqa: C901 - it is as long as there are ways, and each is one or two lines
-    service = AsyncService(azure, timeout=5.0)
+    service = AsyncService(azure.client_options(), timeout=5.0)
     client = client_of(world, azure, "cancelled", is_async=True, timeout=5.0)
     witness = world.witness
 

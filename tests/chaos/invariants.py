@@ -12,13 +12,15 @@ from pathlib import Path
 import httpx2
 import openai
 
+from examples.multi_agent.model_calls import QUOTA
 from resilience_kit import ResilienceError
 from resilience_kit.circuits import circuits
 from resilience_kit.token_budgets import token_budgets
 
+from .agents import is_answer
 from .running import World
 from .services import answer_to
-from .witness import Death, held
+from .witness import Death, held, is_failure
 
 # Threads and descriptors that end a little after the last call has: what a loop or a client closed in another thread.
 _SETTLING = 3.0
@@ -91,14 +93,20 @@ def _unended(world: World) -> Iterable[str]:
         if ending is None:
             yield f"ended: call {order.number} never did"
         elif ending.error is None:
-            whole, text = answer_to(order.number), ending.answer
-            is_part = order.items is not None or "client" in world.scenario.kind
-            is_right = whole.startswith(text) if is_part else text in (whole, "")
-            if not is_right:
-                yield f"ended: call {order.number} was answered {text!r}"
+            if not _is_right(world, order, ending.answer):
+                yield f"ended: call {order.number} was answered {ending.answer!r}"
         elif not _is_allowed(world, order, ending.error):
             own = witness.last_errors.get(order.number)
             yield f"ended: call {order.number} in {ending.error!r}, while its function raised {own!r}"
+
+
+def _is_right(world: World, order, text: str) -> bool:
+    if world.scenario.kind == "agents":
+        return is_answer(order, text)
+    whole = answer_to(order.number)
+    # what is filtered is empty, and a client's stream may be
+    is_part = order.items is not None or "client" in world.scenario.kind
+    return whole.startswith(text) if is_part else text in (whole, "")
 
 
 def _is_allowed(world: World, order, error: BaseException) -> bool:
@@ -112,7 +120,11 @@ def _is_allowed(world: World, order, error: BaseException) -> bool:
         return order.dies
     # a client's streams are read by whoever asked, and not by what is decorated
     is_read_outside = "client" in world.scenario.kind and order.is_stream
-    is_own = is_read_outside or error is world.witness.last_errors.get(order.number)
+    if world.scenario.kind == "agents":
+        # a question is several calls, some at the same time
+        is_own = any(error is own for own in world.witness.errors[order.number])
+    else:
+        is_own = is_read_outside or error is world.witness.last_errors.get(order.number)
     return is_own and isinstance(error, openai.OpenAIError | httpx2.TransportError | Death)
 
 
@@ -137,12 +149,17 @@ def _over_quota(world: World) -> Iterable[str]:
     if world.scenario.kind == "cancellation":
         # it makes one call at a time, and most of its functions have no limit
         return
-    if world.scenario.kind == "virtual":
-        # no time passes between the kit's decision and the call
+    if world.scenario.kind in ("virtual", "processes"):
+        # In virtual time no time passes between the kit's decision and the call. A process that is killed cannot say
+        # what it had decided, but each has said what it was about to send.
         sent = sorted(zip(witness.began, witness.tokens_began, strict=True))
         yield from _over(sent, limits, "sent")
     else:
         yield from _over(sorted(witness.admitted), limits, "admitted by the kit")
+    if world.scenario.kind == "processes" and not witness.admitted:
+        if world.stats is not None and world.stats.requests > len(witness.began):
+            yield f"quota: the server saw {world.stats.requests} requests, and only {len(witness.began)} were sent"
+        return
     if len(witness.began) != len(witness.admitted):
         yield f"quota: {len(witness.began)} calls were sent, and {len(witness.admitted)} were admitted"
     early = [
@@ -234,13 +251,18 @@ def _miscounted_budgets(world: World) -> Iterable[str]:
 
 
 def _wrong_circuit(world: World) -> Iterable[str]:
-    circuit = circuits.items().get("chaos")
+    circuit = circuits.items().get(QUOTA if world.scenario.kind == "agents" else "chaos")
     if circuit is None:
         return
     is_, model = circuit.statistics(), world.witness.model
     if model is None:
         # The order in which threads end their calls is not known, but what never failed never opened.
-        if not world.witness.failures and (is_.state != "CLOSED" or is_.failure_count):
+        errors = [ending.error for ending in world.witness.endings.values() if ending.error is not None]
+        if (
+            not world.witness.failures
+            and not any(map(is_failure, errors))
+            and (is_.state != "CLOSED" or is_.failure_count)
+        ):
             yield f"circuit: {is_.state} with {is_.failure_count} failures, and no call failed"
         return
     yield from (f"circuit: {problem}" for problem in model.problems)

@@ -14,13 +14,15 @@ from typing import Any
 
 from anyio._backends._asyncio import _task_states
 
+from examples.multi_agent.offline_responder import respond
 from resilience_kit import pricing, resilient, token_counting
 from resilience_kit.testing import isolated
 from resilience_kit.virtual_time import VirtualTimeLoop
 
+from . import agents, fleet
 from .cancellation import cancel_everywhere
 from .clients import ask_async, ask_blocking, clients_of
-from .scenario import Order, Scenario, orders_of
+from .scenario import Order, Scenario, draw, orders_of
 from .services import (
     MODEL,
     AsyncService,
@@ -40,13 +42,22 @@ PATIENCE = 30.0
 
 @dataclass(slots=True)
 class World:
-    """A scenario that is being run, and all that belongs to it."""
+    """A scenario that is being run, and all that belongs to it.
+
+    Attributes:
+        abandoned: The calls that nobody can say the end of: their loop was closed or their process is another one.
+        ended_elsewhere: What calls in other processes came to.
+        unraisable: What went wrong in the kit where nobody can catch it.
+        stats: The simulator's record at the end.
+        charged: What the service says that its answers used.
+    """
 
     scenario: Scenario
     witness: Witness
     orders: list[Order]
     azure: Any = None
     abandoned: set[int] = field(default_factory=set)
+    ended_elsewhere: list[str] = field(default_factory=list)
     unraisable: list[str] = field(default_factory=list)
     stats: Any = None
     charged: float | None = None
@@ -68,10 +79,10 @@ def world_of(scenario: Scenario):
     """Make all that a scenario needs, and clean up after it."""
     random.seed(scenario.seed)
     given = scenario.resilience
-    has_model = scenario.kind in ("virtual", "tasks")
-    model = CircuitModel(
-        given.failure_threshold, given.recovery_timeout, given.success_threshold, given.half_open_max_calls, clock
-    )
+    has_model = scenario.kind in ("virtual", "tasks", "agents")
+    # the example leaves the number of trials to the default
+    trials = 1 if scenario.kind == "agents" else given.half_open_max_calls
+    model = CircuitModel(given.failure_threshold, given.recovery_timeout, given.success_threshold, trials, clock)
     world = World(scenario, Witness(clock, model if has_model else None), orders_of(scenario))
     with ExitStack() as stack:
         stack.enter_context(isolated())
@@ -87,6 +98,16 @@ def run(world: World) -> None:
         _RUNS[world.scenario.kind](world)
     finally:
         world.witness.let_go()
+
+
+def prepare(kind: str) -> None:
+    """Start what a process starts once, so that it does not look like something that a scenario left."""
+    for start in {
+        "agents": [agents.telemetry],
+        "store": [fleet.store],
+        "processes": [fleet.store, fleet.processes],
+    }.get(kind, ()):
+        start()
 
 
 # What the calls go through
@@ -246,7 +267,9 @@ def _ask_blocking(order: Order, functions: dict[str, Any]) -> str:
 def _run_tasks(world: World) -> None:
     with simulator_of(world.scenario) as azure:
         world.azure = azure
-        asyncio.run(_all_in_tasks(world, world.orders, AsyncService(azure, world.scenario.client_timeout)))
+        asyncio.run(
+            _all_in_tasks(world, world.orders, AsyncService(azure.client_options(), world.scenario.client_timeout))
+        )
         _note_stats(world)
 
 
@@ -279,7 +302,7 @@ async def _end_stragglers(world: World) -> None:
 def _run_threads(world: World) -> None:
     with simulator_of(world.scenario) as azure:
         world.azure = azure
-        service = SyncService(azure, world.scenario.client_timeout)
+        service = SyncService(azure.client_options(), world.scenario.client_timeout)
         functions = {agent: _sync_functions(world, service, agent) for agent in ("whole", "part")}
         _in_threads(drive_blocking, [(world, order, functions) for order in world.orders])
         service.close()
@@ -312,6 +335,41 @@ def _run_sync_clients(world: World) -> None:
         _note_stats(world)
 
 
+def _run_agents(world: World) -> None:
+    with simulator_of(world.scenario, respond) as azure:
+        world.azure = azure
+        asyncio.run(agents.ask_all(world, azure, drive, _end_stragglers, PATIENCE))
+        _note_stats(world)
+
+
+def _run_store(world: World) -> None:
+    fleet.join(world.scenario, fleet.store().url, fleet.prefix_of(world.scenario))
+    with fleet.disturbed(world.scenario, fleet.store().disturb):
+        _run_tasks(world)
+
+
+def _run_processes(world: World) -> None:
+    with simulator_of(world.scenario) as azure:
+        world.azure = azure
+        fleet.run_processes(world, azure, PATIENCE)
+        _note_stats(world)
+
+
+def call_in_child(seed: int, part: slice, store: tuple[str, str], options: Any, say: Any) -> list[str]:
+    """Make a part of a scenario's calls as one process of a fleet; returns what is wrong after them."""
+    from .invariants import problems_within
+
+    with world_of(draw(seed)) as world:
+        world.witness.say = say
+        world.orders = world.orders[part]
+        fleet.join(world.scenario, *store)
+        asyncio.run(_all_in_tasks(world, world.orders, AsyncService(options, world.scenario.client_timeout)))
+        world.witness.let_go()
+        for ending in world.witness.endings.values():
+            say("ended", str(ending))
+        return problems_within(world)
+
+
 def _run_cancellation(world: World) -> None:
     with simulator_of(world.scenario) as azure:
         world.azure = azure
@@ -341,7 +399,7 @@ def _run_loops(world: World) -> None:
                 _close_over(world, [parts[0].pop() for _ in range(len(parts[0]) // 2 + 1) if parts[0]], azure, at)
 
         def beside() -> None:
-            asyncio.run(_all_in_tasks(world, parts[1], AsyncService(azure, timeout)))
+            asyncio.run(_all_in_tasks(world, parts[1], AsyncService(azure.client_options(), timeout)))
 
         with warnings.catch_warnings():
             # a loop that is closed over its connections leaves them to the garbage collector, which says so
@@ -353,7 +411,7 @@ def _run_loops(world: World) -> None:
             gc.enable()
             world.witness.let_go()
             gc.collect()
-        asyncio.run(_all_in_tasks(world, parts[0] + parts[2], AsyncService(azure, timeout)))
+        asyncio.run(_all_in_tasks(world, parts[0] + parts[2], AsyncService(azure.client_options(), timeout)))
         _note_stats(world)
 
 
@@ -363,7 +421,7 @@ def _close_over(world: World, orders: list[Order], azure: Any, seconds: float) -
     loop.set_exception_handler(lambda loop, context: None)
 
     async def begin() -> None:
-        service = AsyncService(azure, world.scenario.client_timeout)
+        service = AsyncService(azure.client_options(), world.scenario.client_timeout)
         functions = {agent: _async_functions(world, service, "part") for agent in ("whole", "part")}
         tasks.extend(loop.create_task(drive(world, order, functions)) for order in orders)
 
@@ -446,6 +504,9 @@ _RUNS = {
     "threads": _run_threads,
     "loops": _run_loops,
     "cancellation": _run_cancellation,
+    "agents": _run_agents,
+    "store": _run_store,
+    "processes": _run_processes,
     "async client": _run_async_clients,
     "sync client": _run_sync_clients,
 }

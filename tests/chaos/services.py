@@ -71,8 +71,8 @@ def piece_of(chunk):
 class AsyncService:
     """The simulator by the SDK's async client."""
 
-    def __init__(self, azure, timeout):
-        self.client = AsyncAzureOpenAI(**azure.client_options(), timeout=timeout, max_retries=0)
+    def __init__(self, options, timeout):
+        self.client = AsyncAzureOpenAI(**options, timeout=timeout, max_retries=0)
 
     async def ask(self, order):
         return await self.client.chat.completions.create(**request_of(order))
@@ -90,8 +90,8 @@ class AsyncService:
 class SyncService:
     """The simulator by the SDK's sync client."""
 
-    def __init__(self, azure, timeout):
-        self.client = AzureOpenAI(**azure.client_options(), timeout=timeout, max_retries=0)
+    def __init__(self, options, timeout):
+        self.client = AzureOpenAI(**options, timeout=timeout, max_retries=0)
 
     def ask(self, order):
         return self.client.chat.completions.create(**request_of(order))

@@ -5,12 +5,23 @@ from itertools import count, islice
 
 import pytest
 
-from .__main__ import problems_of, report
+from .__main__ import outcome_of, report
 from .running import run, warm_up, world_of
 from .scenario import KINDS, draw
 
 # As many as a suite has time for.
-SEEDS_OF = {"virtual": 12, "tasks": 4, "threads": 3, "async client": 2, "sync client": 2, "cancellation": 2, "loops": 1}
+SEEDS_OF = {
+    "virtual": 12,
+    "tasks": 4,
+    "threads": 3,
+    "async client": 2,
+    "sync client": 2,
+    "cancellation": 1,
+    "loops": 1,
+    "agents": 1,
+    "store": 1,
+    "processes": 1,
+}
 
 
 def seeds_of(kind):
@@ -27,7 +38,7 @@ def warmed_up():
 @pytest.mark.parametrize("seed", [pytest.param(seed, id=f"{kind}-{seed}") for kind in KINDS for seed in seeds_of(kind)])
 def test_all_that_was_promised_holds_after_a_scenario_of(seed):
     scenario = draw(seed)
-    problems = problems_of(scenario)
+    problems, _ = outcome_of(scenario)
     assert not problems, report(scenario, problems)
 
 

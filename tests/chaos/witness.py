@@ -33,6 +33,9 @@ class Ending:
     answer: str | None = None
     error: BaseException | None = None
 
+    def __str__(self) -> str:
+        return "answers" if self.error is None else type(self.error).__name__
+
 
 class CircuitModel:
     """What state a circuit must be in, worked out from how the calls of its function ended, one after the other.
@@ -125,11 +128,15 @@ class Witness:
         cancelled: The numbers of the calls that were cancelled.
         began: When the function of a call was called, once for each attempt.
         tokens_began: The tokens that each of those is charged: by the plan, and none where it was refused.
-        last_errors: The last error that a call's own function raised.
+        last_errors: The error that a call's own function ended in the last time.
+        errors: All errors that the functions of a call raised.
         used: Tokens that the answers say that they used, by agent.
         admitted: When the kit let calls go that were sent, and their tokens: its decision, not its counters.
         ended_badly: How many functions ended in anything but an answer or an error response.
+        failures: How many ended in what is a failure of the service's.
+        problems: What was wrong on the way.
         model: The circuit's model, where there is one.
+        say: Told at once of each function that is called.
     """
 
     now: Any
@@ -139,11 +146,13 @@ class Witness:
     began: list[float] = field(default_factory=list)
     tokens_began: list[int] = field(default_factory=list)
     last_errors: dict[int, BaseException] = field(default_factory=dict)
+    errors: dict[int, list[BaseException]] = field(default_factory=lambda: defaultdict(list))
     used: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     admitted: list[tuple[float, int]] = field(default_factory=list)
     ended_badly: int = 0
     failures: int = 0
     problems: list[str] = field(default_factory=list)
+    say: Any = lambda *values: None
     _lock: Any = field(default_factory=threading.Lock)
 
     @contextmanager
@@ -153,6 +162,7 @@ class Witness:
             attempt = len(self.began)
             self.began.append(self.now())
             self.tokens_began.append(tokens)
+            self.say("began", self.began[-1], tokens)
             self.last_errors.pop(number, None)
         epoch = self.model.begin() if self.model is not None else 0
         error: BaseException | None = None
@@ -162,6 +172,7 @@ class Witness:
             error = raised
             with self._lock:
                 self.last_errors[number] = raised
+                self.errors[number].append(raised)
                 self.failures += is_failure(raised)
                 self.ended_badly += not isinstance(raised, openai.APIStatusError)
                 if is_refusal(raised):
@@ -178,8 +189,9 @@ class Witness:
 
     def let_go(self) -> None:
         """Hold no frame of a function any more."""
-        for error in self.last_errors.values():
-            without_frames(error)
+        for errors in self.errors.values():
+            for error in errors:
+                without_frames(error)
 
     @contextmanager
     def watching_admissions(self):

@@ -103,7 +103,7 @@ def parameters_of(decorator, **arguments):
             f"@token_budget(argument='question'): {__name__}.ask takes no question: {SAY_ARGUMENT}",
         ),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_a_refusal_names_decorator_parameter_and_value_and_says_what_was_expected(decorator, arguments, words):
     with pytest.raises(ConfigurationError) as refused:

@@ -4,7 +4,7 @@ This is the only place where the kit keeps something global.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field as dataclass_field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
@@ -168,7 +168,7 @@ class Registry(Generic[ConfigurationT, NamedT]):
         """Put one name, or all, back to the start."""
         items = self.items()
         if name is not None and name not in items and name not in self._declared:
-            known = ", ".join(sorted({*items, *self._declared})) or "none yet"
+            known = listed({*items, *self._declared})
             raise ConfigurationError(f"there is no {self.kind} {name!r}. Known names: {known}")
         if self._is_shared():
             with self._lock:
@@ -236,6 +236,11 @@ def start_anew() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=start_anew)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in a message; one that a line or a terminal would obey is written as Python does."""
+    return ", ".join(name if name.isprintable() else repr(name) for name in sorted(names)) or "none yet"
 
 
 def _given(configuration: Configuration) -> str:

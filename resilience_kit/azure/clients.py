@@ -233,6 +233,11 @@ class ResilientAzureOpenAI(_SyncClient, AzureOpenAI):
 
     Arguments are those of `ResilientAsyncAzureOpenAI`.
 
+    Args:
+        name: The name of the rate limit and of the circuit.
+        agent: Whose calls these are, outside of `with agent("..."):`. Default: "default".
+        **options: The SDK's own arguments, and any parameter of `resilient`.
+
     Example:
         >>> from resilience_kit.azure import ResilientAzureOpenAI
         >>> from resilience_kit.testing import AzureOpenAISimulator
@@ -254,6 +259,23 @@ class ResilientAsyncOpenAI(_AsyncClient):
     """The SDK's `AsyncOpenAI` with @resilient around chat completions, responses, completions and embeddings.
 
     Arguments are those of `ResilientAsyncAzureOpenAI`, with those of `openai.AsyncOpenAI` in place of Azure's.
+
+    Args:
+        name: The name of the rate limit and of the circuit.
+        agent: Whose calls these are, outside of `with agent("..."):`. Default: "default".
+        **options: The SDK's own arguments, and any parameter of `resilient`.
+
+    Example:
+        >>> import asyncio
+        >>> from resilience_kit.azure import ResilientAsyncOpenAI
+        >>> from resilience_kit.testing import AzureOpenAISimulator
+        >>> async def embed(text):
+        ...     with AzureOpenAISimulator() as service:
+        ...         async with ResilientAsyncOpenAI(base_url=f"{service.endpoint}/openai/v1", api_key="key") as client:
+        ...             answer = await client.embeddings.create(model="text-embedding-3-small", input=text)
+        ...             return len(answer.data)
+        >>> asyncio.run(embed("Hello!"))
+        1
     """
 
     def __init__(
@@ -266,6 +288,21 @@ class ResilientOpenAI(_SyncClient):
     """The SDK's `OpenAI` with @resilient around chat completions, responses, completions and embeddings.
 
     Arguments are those of `ResilientAsyncAzureOpenAI`, with those of `openai.OpenAI` in place of Azure's.
+
+    Args:
+        name: The name of the rate limit and of the circuit.
+        agent: Whose calls these are, outside of `with agent("..."):`. Default: "default".
+        **options: The SDK's own arguments, and any parameter of `resilient`.
+
+    Example:
+        >>> from resilience_kit.azure import ResilientOpenAI
+        >>> from resilience_kit.testing import AzureOpenAISimulator
+        >>> with AzureOpenAISimulator() as service:
+        ...     client = ResilientOpenAI(base_url=f"{service.endpoint}/openai/v1", api_key="key", max_retries=5)
+        ...     response = client.responses.create(model="gpt-4o", input="Hello!")
+        ...     client.close()
+        >>> response.output_text
+        'A simulated answer to: Hello!'
     """
 
     def __init__(self, *, name: str = "default", agent: str | None = None, **options: Unpack[OpenAIOptions]) -> None:

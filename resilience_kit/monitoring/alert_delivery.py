@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from resilience_kit.monitoring.alerts import Alert
 
+__all__ = ["Webhook", "verify"]
+
 Deliver = Callable[["Alert"], object]
 
 TIMESTAMP_HEADER = "X-Resilience-Timestamp"
@@ -258,12 +260,17 @@ class Courier:
 
 
 def _checked_url(url: str) -> str:
+    import httpx2
+
     expected = "Webhook(url=...): expected https:// or http:// and a host, without a user and a password in it"
     try:
         parts = urlsplit(url)
         is_fine = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None
         is_fine = is_fine and (parts.port is None or parts.port > 0)
-    except ValueError:
+        if is_fine:
+            # which has an opinion of its own
+            httpx2.URL(url)
+    except (ValueError, httpx2.InvalidURL):
         is_fine = False
     if not is_fine:
         # from None: the message of what was raised may hold it

@@ -21,6 +21,8 @@ from resilience_kit.validating import is_number
 if TYPE_CHECKING:
     from resilience_kit.monitoring.forecast import Forecaster
 
+__all__ = ["Alert", "Alerts", "example_alert"]
+
 State = Literal["ok", "pending", "firing"]
 
 _log = logging.getLogger(__name__)
@@ -47,6 +49,13 @@ class Alert:
         text: What was seen, and what to do about it.
         process: Whose samples it was seen in; "" where they are of several processes.
         silenced: Whether it is not delivered.
+
+    Example:
+        >>> from resilience_kit.monitoring.alert_rules import Rule
+        >>> from resilience_kit.monitoring.alerts import example_alert
+        >>> alert = example_alert(Rule(name="slow", measure="wait_p95_seconds", above=10), at=1_700_000_000)
+        >>> alert.state, alert.value, alert.bound
+        ('firing', 15.0, 10)
     """
 
     rule: str
@@ -240,7 +249,10 @@ class Alerts:
             self._silences = (*self._silences, Silence(until=until, rule=rule, name=name))
 
     def close(self, timeout: float = 5.0) -> bool:
-        """Wait until all is delivered, for so many seconds at most for each receiver, and end their threads.
+        """Wait until all is delivered, and end the receivers' threads.
+
+        Args:
+            timeout: Seconds to wait at most for each receiver.
 
         Returns:
             Whether all was.

@@ -73,6 +73,9 @@ class FleetSamples:
     def add(self, sample: Sample) -> None:
         """Have a sample put into the store soon; may be given to a `Sampler` as a sink.
 
+        Args:
+            sample: What was measured.
+
         Raises:
             ConfigurationError: There is a store, and the extra `fleet` is not installed.
         """

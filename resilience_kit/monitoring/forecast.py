@@ -15,6 +15,8 @@ from resilience_kit.forking import new_lock
 from resilience_kit.monitoring.forecast_series import NewModel, Series
 from resilience_kit.validating import is_number
 
+__all__ = ["Forecast", "Forecaster"]
+
 _DAY = 86_400
 _MINUTE = 60
 # Calls are taken from the queue at once, but for those that end while another one is counted.

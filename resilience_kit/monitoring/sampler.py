@@ -139,7 +139,14 @@ class Sampler:
         return [sample for sample in kept if sample.at > after]
 
     def add_sink(self, sink: Sink) -> Callable[[], None]:
-        """Have a function take each sample from now on. Returns what ends that."""
+        """Have a function take each sample from now on.
+
+        Args:
+            sink: The function. It gets a thread of its own, so it may block.
+
+        Returns:
+            What ends that.
+        """
         added = SinkThread(sink)
         with self._lock:
             self._sinks = [*self._sinks, added]

@@ -31,12 +31,11 @@ import redis.asyncio
 
 from benchmarks.agents import AGENTS, Limits, asking, mixed_orders, work_off
 from benchmarks.conditions import CONDITIONS, Condition, simulator
-from benchmarks.oracle import best_possible
+from benchmarks.oracle import best_possible, server_of
 from resilience_kit import configure, rate_limited
 from resilience_kit.azure import ResilientAsyncAzureOpenAI
 from resilience_kit.fleet.connection import Connection
 from resilience_kit.fleet.limit_store import Slots, ValkeyLimits, Wish, limits_of
-from resilience_kit.testing.server_windows import ServerQuota
 from resilience_kit.testing.simulator_stats import SimulatorStats
 from resilience_kit.waiting import TaskWaiting
 
@@ -244,16 +243,7 @@ def _tokens(seen: SimulatorStats, until: float) -> float:
 
 
 def _best_tokens(limits: Limits, seconds: float) -> float:
-    quota = ServerQuota(
-        0.0,
-        request_limit=limits.requests,
-        token_limit=limits.tokens,
-        period=limits.period,
-        token_window="fixed",  # noqa: S106 - tokens of text, no secret
-        request_window=10,
-        count_refused=False,
-    )
-    best = best_possible(quota, mixed_orders(), period=limits.period, until=seconds)
+    best = best_possible(server_of(limits), mixed_orders(), period=limits.period, until=seconds)
     return sum(admission.tokens for admission in best.admissions)
 
 

@@ -24,6 +24,7 @@ import redis
 
 from benchmarks.agents import Limits, seconds_to_answer
 from benchmarks.fleet import circumstances, store
+from benchmarks.oracle import server_of
 from resilience_kit import configure
 from resilience_kit.fleet.connection import Argument, Connection, Script
 from resilience_kit.fleet.fleets import Fleet
@@ -35,7 +36,6 @@ from resilience_kit.registry import mode
 from resilience_kit.server_advice import ServerAdvice
 from resilience_kit.settings import current_settings
 from resilience_kit.testing import isolated
-from resilience_kit.testing.server_windows import ServerQuota
 from resilience_kit.virtual_time import VirtualTimeLoop
 from resilience_kit.waiting import TaskWaiting, Waiting
 
@@ -223,19 +223,6 @@ class Simulation:
                 self.refused_at.append(self._loop.time())
                 limit.refused(ticket, ServerAdvice(retry_after=refusal.retry_after, exhausted=refusal.reason))
             limit.release(ticket, sent=True)
-
-
-def server_of(quota: Limits, origin: float) -> ServerQuota:
-    """The server's books: tokens in a fixed window that began at `origin`, requests in sliding ones."""
-    return ServerQuota(
-        origin,
-        request_limit=quota.requests,
-        token_limit=quota.tokens,
-        period=quota.period,
-        token_window="fixed",  # noqa: S106 - tokens of text, no secret
-        request_window=10,
-        count_refused=False,
-    )
 
 
 def line(processes: int, quota: Limits, periods: float, outcome: Outcome) -> str:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from benchmarks.agents import AGENTS, Order, seconds_to_answer
+from benchmarks.agents import AGENTS, Limits, Order, seconds_to_answer
 from resilience_kit.testing.server_windows import ServerQuota
 from resilience_kit.testing.simulator_stats import Admission
 
@@ -33,6 +33,19 @@ class Best:
 
     admissions: tuple[Admission, ...]
     finished: float
+
+
+def server_of(quota: Limits, origin: float = 0.0) -> ServerQuota:
+    """The server's books: tokens in a fixed window that began at `origin`, requests in sliding ones."""
+    return ServerQuota(
+        origin,
+        request_limit=quota.requests,
+        token_limit=quota.tokens,
+        period=quota.period,
+        token_window="fixed",  # noqa: S106 - tokens of text, no secret
+        request_window=10,
+        count_refused=False,
+    )
 
 
 def best_possible(

@@ -20,8 +20,7 @@ from pathlib import Path
 from benchmarks.agents import AGENTS, Limits, Order, mixed_orders, work_off
 from benchmarks.conditions import CONDITIONS, Condition, simulator
 from benchmarks.contestants import Contestant, contestants
-from benchmarks.oracle import best_possible
-from resilience_kit.testing.server_windows import ServerQuota
+from benchmarks.oracle import best_possible, server_of
 
 PICTURE = Path(__file__).parent.parent / "docs" / "quota.png"
 
@@ -100,16 +99,7 @@ async def compete(limits: Limits, orders: Sequence[Order]) -> dict[Condition, li
 
 def oracle(limits: Limits, orders: Sequence[Order]) -> Result:
     """Return the best that is possible, whatever the server says."""
-    quota = ServerQuota(
-        0.0,
-        request_limit=limits.requests,
-        token_limit=limits.tokens,
-        period=limits.period,
-        token_window="fixed",  # noqa: S106 - tokens of text, no secret
-        request_window=10,
-        count_refused=False,
-    )
-    best = best_possible(quota, iter(orders), period=limits.period)
+    best = best_possible(server_of(limits), iter(orders), period=limits.period)
     admitted_at = [admission.time for admission in best.admissions]
     return Result("best possible, computed", 0, len(orders), best.finished, admitted_at, [])
 

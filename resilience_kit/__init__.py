@@ -3,10 +3,10 @@
 A name is imported from its module when it is first used, so that `import resilience_kit` costs next to nothing.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from resilience_kit import events, stats
+from resilience_kit.lazy_names import lazy_names
 from resilience_kit.monitoring import log_events
 
 if TYPE_CHECKING:
@@ -70,9 +70,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "agents": ("agent",),
-    "circuit_breaking": ("circuit_protected", "reset_circuit_breakers"),
-    "errors": (
+    ".agents": ("agent",),
+    ".circuit_breaking": ("circuit_protected", "reset_circuit_breakers"),
+    ".errors": (
         "CircuitOpenError",
         "ConfigurationError",
         "RateLimitTimeoutError",
@@ -82,33 +82,23 @@ _HOMES = {
         "StoreUnavailableError",
         "TokenBudgetExceededError",
     ),
-    "events": ("subscribe",),
-    "planning": ("Plan", "plan"),
-    "pricing": ("Price", "set_prices"),
-    "priorities": ("priority",),
-    "rate_limiting": ("rate_limited",),
-    "retrying": ("retry_on_429",),
-    "settings": ("ResilienceSettings", "configure"),
-    "stack": ("StackReport", "explain", "resilient"),
-    "stats": ("get_all_resilience_stats", "reset_all"),
-    "token_budgeting": ("token_budget",),
-    "token_counting": ("count_tokens",),
-    "token_management": ("RateLimitRisk", "TokenManager", "token_manager"),
+    ".events": ("subscribe",),
+    ".planning": ("Plan", "plan"),
+    ".pricing": ("Price", "set_prices"),
+    ".priorities": ("priority",),
+    ".rate_limiting": ("rate_limited",),
+    ".retrying": ("retry_on_429",),
+    ".settings": ("ResilienceSettings", "configure"),
+    ".stack": ("StackReport", "explain", "resilient"),
+    ".stats": ("get_all_resilience_stats", "reset_all"),
+    ".token_budgeting": ("token_budget",),
+    ".token_counting": ("count_tokens",),
+    ".token_management": ("RateLimitRisk", "TokenManager", "token_manager"),
 }
 
-
-def __getattr__(name: str) -> Any:
-    for module, names in _HOMES.items():
-        if name in names:
-            value = getattr(import_module(f"{__name__}.{module}"), name)
-            globals()[name] = value
-            return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
+# not for type checkers, to which a name that is misspelt is an error so
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_names(__name__, _HOMES)
 
 # Who counts and who logs; any other listener subscribes in the same way.
 events.subscribe(stats.count, tally=stats.tally)

@@ -5,25 +5,61 @@ fail a call: what it raises is logged and dropped. No record holds anything of t
 """
 
 import logging
-import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from typing import Any
 
+from resilience_kit.forking import new_lock
+
+__all__ = [
+    "Admitted",
+    "Answered",
+    "BudgetRefused",
+    "BudgetSettled",
+    "BudgetWaiting",
+    "CircuitClosed",
+    "CircuitHalfOpened",
+    "CircuitOpened",
+    "CircuitRefused",
+    "Event",
+    "PeakExpected",
+    "QuotaRelaxed",
+    "QuotaTightened",
+    "RateLimited",
+    "RetriesExhausted",
+    "RetriesRecovered",
+    "Retrying",
+    "StoreLost",
+    "StoreRejoined",
+    "Truncated",
+    "WaitRefused",
+    "Waiting",
+    "subscribe",
+]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """What all events have: the name of the limit, circuit, agent or function that it is about."""
+    """What all events have.
+
+    Attributes:
+        name: Of the limit, circuit, agent, store or function that it is about.
+    """
 
     name: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting(Event):
-    """A call waits for its turn: `seconds` until it fits if all goes well (None: until a slot is free)."""
+    """A call waits for its turn.
+
+    Attributes:
+        seconds: Seconds until it fits if all goes well; None until a slot is free, which nobody knows.
+        tokens: What the call costs.
+        ahead: How many wait before it.
+    """
 
     seconds: float | None
     tokens: int
@@ -32,7 +68,12 @@ class Waiting(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admitted(Event):
-    """A call got its slot and its tokens, after `waited` seconds."""
+    """A call got its slot and its tokens.
+
+    Attributes:
+        waited: Seconds that it waited.
+        tokens: What the call costs.
+    """
 
     waited: float
     tokens: int
@@ -40,21 +81,34 @@ class Admitted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered(Event):
-    """A call got its answer, or its stream was read to its end, `seconds` after it was admitted."""
+    """A call got its answer, or its stream was read to its end.
+
+    Attributes:
+        seconds: Seconds since it was admitted.
+    """
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateLimited(Event):
-    """The server refused a call with a 429, and wants no other for `retry_after` seconds (None: it did not say)."""
+    """The server refused a call with a 429.
+
+    Attributes:
+        retry_after: Seconds for which it wants no other call; None if it did not say.
+    """
 
     retry_after: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaitRefused(Event):
-    """A call would wait longer than allowed: `seconds` is the known wait (None: it would never fit)."""
+    """A call would wait longer than allowed, and was not sent.
+
+    Attributes:
+        seconds: Seconds that it would wait; None if it would never fit, or if no slot was free.
+        max_wait: Seconds that it was allowed to wait; None for no bound.
+    """
 
     seconds: float | None
     max_wait: float | None
@@ -62,7 +116,14 @@ class WaitRefused(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuotaTightened(Event):
-    """The server said that there is less room than was known; for the reasons see `quota_lessons.Correction`."""
+    """The server said that there is less room than was known; for the reasons see `quota_lessons.Correction`.
+
+    Attributes:
+        reason: The rule, by its name.
+        seconds: Seconds, as the rule says.
+        tokens: Tokens, as the rule says.
+        requests: Requests, as the rule says.
+    """
 
     reason: str
     seconds: float
@@ -72,7 +133,14 @@ class QuotaTightened(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuotaRelaxed(Event):
-    """A part of what was tightened is tried again, or was disproved; never above the user's limit."""
+    """A part of what was tightened is tried again, or was disproved; never above the user's limit.
+
+    Attributes:
+        reason: The rule, by its name.
+        seconds: Seconds, as the rule says.
+        tokens: Tokens, as the rule says.
+        requests: Requests, as the rule says.
+    """
 
     reason: str
     seconds: float
@@ -82,7 +150,15 @@ class QuotaRelaxed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retrying(Event):
-    """Attempt number `attempt` failed, and another follows in `seconds`; `told` if the server named the wait."""
+    """An attempt failed, and another follows.
+
+    Attributes:
+        attempt: The number of the one that failed, from 1 on.
+        seconds: Seconds until the next one.
+        reason: Why it is retried: "rate limit", "transient" or "retry_if".
+        error: The error's type.
+        told: Whether the server named the wait.
+    """
 
     attempt: int
     seconds: float
@@ -93,14 +169,24 @@ class Retrying(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetriesRecovered(Event):
-    """A call succeeded after more than one attempt."""
+    """A call succeeded after more than one attempt.
+
+    Attributes:
+        attempts: How many it took.
+    """
 
     attempts: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetriesExhausted(Event):
-    """A call gave up on an error that is otherwise retried; `reason` says which bound was reached."""
+    """A call gave up on an error that is otherwise retried.
+
+    Attributes:
+        attempts: How many there were.
+        reason: The bound that was reached: "max_retries", "max_retry_after", "max_elapsed" or "retry_budget".
+        error: The error's type.
+    """
 
     attempts: int
     reason: str
@@ -109,7 +195,13 @@ class RetriesExhausted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CircuitOpened(Event):
-    """A circuit opened after `failures` failures in a row, or because a trial failed; `error` says if elsewhere."""
+    """A circuit opened after failures in a row, or because a trial failed.
+
+    Attributes:
+        failures: How many there were.
+        error: The last error's type, with "in another process" after it where it was there.
+        seconds: Seconds until it lets a trial through.
+    """
 
     failures: int
     error: str
@@ -123,21 +215,37 @@ class CircuitHalfOpened(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CircuitClosed(Event):
-    """A circuit closed: `reason` is "recovered" or "reset", with "in another process" after it where it was there."""
+    """A circuit closed.
+
+    Attributes:
+        reason: "recovered" or "reset", with "in another process" after it where it was there.
+    """
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CircuitRefused(Event):
-    """A call was refused without being sent; the next trial is `seconds` away."""
+    """A call was refused by a circuit, and was not sent.
+
+    Attributes:
+        seconds: Seconds until the next trial.
+    """
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetSettled(Event):
-    """An agent's call ended: what was reserved for it, what it used, and of which model; None for what is unknown."""
+    """An agent's call ended.
+
+    Attributes:
+        reserved: Tokens that were reserved for it; 0 without a budget.
+        prompt_tokens: Tokens of its prompt, as the answer says, else as they were counted; 0 if neither is known.
+        completion_tokens: Tokens of its answer, likewise.
+        usd: What it cost in US dollars; None if no price is known.
+        model: The model, as the answer names it, else the decorator's; None if no usage is known.
+    """
 
     reserved: int
     prompt_tokens: int
@@ -148,7 +256,13 @@ class BudgetSettled(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetWaiting(Event):
-    """An agent's call waits `seconds` for its budget's next period."""
+    """An agent's call waits for its budget's next period.
+
+    Attributes:
+        seconds: Seconds until then.
+        requested: What the call asked for, in `unit`.
+        unit: "tokens" or "USD".
+    """
 
     seconds: float
     requested: float
@@ -157,7 +271,13 @@ class BudgetWaiting(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetRefused(Event):
-    """An agent's call would use more than is left, and was not sent."""
+    """An agent's call would use more than is left, and was not sent.
+
+    Attributes:
+        requested: What the call asked for, in `unit`.
+        remaining: What is left, in `unit`.
+        unit: "tokens" or "USD".
+    """
 
     requested: float
     remaining: float
@@ -166,7 +286,13 @@ class BudgetRefused(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Truncated(Event):
-    """An agent's prompt was cut to its maximum."""
+    """An agent's prompt was cut to its maximum.
+
+    Attributes:
+        tokens_before: Tokens of the prompt as it was.
+        tokens_after: Tokens of what was sent.
+        removed_messages: How many messages were left out.
+    """
 
     tokens_before: int
     tokens_after: int
@@ -175,7 +301,13 @@ class Truncated(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeakExpected(Event):
-    """In `seconds`, more `tokens` per minute are expected than the `quota` has; told once for each peak."""
+    """More tokens per minute are expected than the quota has; told once for each peak.
+
+    Attributes:
+        seconds: Seconds until then.
+        tokens: Tokens per minute that are expected.
+        quota: Tokens per minute that are allowed.
+    """
 
     seconds: float
     tokens: int
@@ -184,14 +316,22 @@ class PeakExpected(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreLost(Event):
-    """The store of the fleet with the prefix `name` is gone or slow: until it is back, no call asks it."""
+    """The store of the fleet with the prefix `name` is gone or slow: until it is back, no call asks it.
+
+    Attributes:
+        error: What went wrong in one word, such as "TimeoutError".
+    """
 
     error: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreRejoined(Event):
-    """The store answers again, after `seconds` without it."""
+    """The store answers again.
+
+    Attributes:
+        seconds: Seconds without it.
+    """
 
     seconds: float
 
@@ -214,18 +354,8 @@ _log = logging.getLogger(__name__)
 _listeners: tuple[_Subscription, ...] = ()
 # Whether a tally counts how long answers take: else nobody looks at the clock for it.
 are_answers_timed = False
-_lock = threading.Lock()
+_lock = new_lock()
 _sole_listener: ContextVar[tuple[_Subscription] | None] = ContextVar("resilience_kit_sole_listener", default=None)
-
-
-def _renew_lock() -> None:
-    """Do not wait in a forked child for a thread that held the lock: it is not there to give it back."""
-    global _lock  # noqa: PLW0603 - the one lock, which is another one in a forked child
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def subscribe(

@@ -52,6 +52,19 @@ class Plan:
             "min_interval"; "agents" if nothing does, and the agents ask for no more.
         settings: What to put into rate-limiting.env, by name.
         recommended: The plan with these settings, if `max_concurrent` or `min_interval` was given and is another.
+
+    Example:
+        >>> from resilience_kit import plan
+        >>> planned = plan(
+        ...     requests_per_minute=60,
+        ...     tokens_per_minute=150_000,
+        ...     agents=8,
+        ...     prompt_tokens=200,
+        ...     output_tokens=100,
+        ...     latency=1,
+        ... )
+        >>> f"{planned.requests_used:.0%} of the requests, limited by {planned.binding_limit}"
+        '100% of the requests, limited by requests_per_minute'
     """
 
     requests_per_minute: float

@@ -43,7 +43,11 @@ class Price:
                 )
 
     def usd(self, usage: Usage) -> float:
-        """The price of a call in US dollars."""
+        """The price of a call in US dollars.
+
+        Args:
+            usage: The tokens that the service says the call used.
+        """
         cached_price = self.cached_input_usd_per_million
         if cached_price is None:
             cached_price = self.input_usd_per_million
@@ -139,9 +143,10 @@ def check_model(model: str) -> None:
         return
     if not are_at_hand():
         raise ConfigurationError("budget_usd needs prices: pip install 'resilience-kit[cost]', or pricing.set_prices()")
+    extra = "" if _library() else "pip install 'resilience-kit[cost]' for published prices, "
     raise ConfigurationError(
-        f"no price is known for the model {model!r}: say model= with the name of the model behind the deployment, "
-        "set its price with pricing.set_prices(), or give budget_tokens in place of budget_usd"
+        f"no price is known for the model {model!r}: {extra}say model= with the name of the model behind the "
+        "deployment, set its price with pricing.set_prices(), or give budget_tokens in place of budget_usd"
     )
 
 

@@ -4,13 +4,13 @@ This is the only place where the kit keeps something global.
 """
 
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field as dataclass_field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from resilience_kit.errors import ConfigurationError
+from resilience_kit.forking import new_reentrant_lock
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -104,7 +104,7 @@ class Registry(Generic[ConfigurationT, NamedT]):
         self._is_shared = is_shared
         self._build = build
         self._parameters = parameters
-        self._lock = threading.RLock()
+        self._lock = new_reentrant_lock()
         self._declared: dict[str, ConfigurationT] = {}
         # What was declared outside of isolated(): it counts for a function that was decorated there.
         self._declared_outside: dict[str, ConfigurationT] = {}
@@ -158,7 +158,6 @@ class Registry(Generic[ConfigurationT, NamedT]):
 
     def start_anew(self) -> None:
         """Forget in a forked child what its parent used: the threads that hold it are not there to give it back."""
-        self._lock = threading.RLock()
         self._items = {}
 
     def is_private(self, name: str) -> bool:

@@ -13,6 +13,8 @@ from resilience_kit.errors import ConfigurationError
 from resilience_kit.registry import mode
 from resilience_kit.store_urls import checked_store_url
 
+__all__ = ["ResilienceSettings", "configure", "current_settings"]
+
 # Above it a float, as of shares and times, does not tell two numbers apart, nor does the store.
 _MOST = 2**53
 Count = Annotated[int, Field(gt=0, le=_MOST)]
@@ -35,6 +37,8 @@ _WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 class ResilienceSettings(BaseSettings):
     """All that can be set from outside; the environment wins over .env, and arguments of a decorator over both.
 
+    An agent's own maximum, as WRITER_MAX_TOKENS for "Writer", is read from the environment and .env alone.
+
     Raises:
         ConfigurationError: A value is not what was expected; the message names the variable and the value.
 
@@ -50,12 +54,17 @@ class ResilienceSettings(BaseSettings):
     min_request_interval_ms: Seconds = 100
     """Milliseconds between the starts of two calls."""
     requests_per_minute: Count = 60
+    """Calls in any minute."""
     tokens_per_minute: Count = 150_000
+    """Tokens in any minute, of prompts and of the most that answers may have."""
     max_retries: Annotated[int, Field(ge=0, le=_MOST)] = 3
     """Attempts after the first."""
     initial_backoff_seconds: Seconds = 1.0
+    """Seconds before the first retry, where the server names none."""
     max_backoff_seconds: Seconds = 30.0
+    """The most seconds before a retry, where the server names none."""
     backoff_multiplier: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 2.0
+    """How many times as long the wait before each further retry is."""
     circuit_breaker_failure_threshold: Count = 5
     """Failures in a row that open a circuit."""
     circuit_breaker_recovery_timeout: Seconds = 60.0
@@ -63,14 +72,17 @@ class ResilienceSettings(BaseSettings):
     circuit_breaker_success_threshold: Count = 3
     """Trials that must succeed to close a circuit."""
     math_agent_max_tokens: Count = 4_000
+    """The longest prompt of the agent "MathAgent" or "math_agent", in tokens."""
     adx_agent_max_tokens: Count = 8_000
+    """The longest prompt of the agent "ADXAgent" or "adx_agent", in tokens."""
     coordinator_agent_max_tokens: Count = 10_000
+    """The longest prompt of the agent "CoordinatorAgent" or "coordinator_agent", in tokens."""
     resilience_store: StoreUrl | None = None
     """The Valkey or Redis server whose users share limits, circuits and budgets; none: each process has its own."""
     resilience_store_prefix: Annotated[str, Field(pattern=r"^[^\s{}]+$")] = "resilience"
     """What all keys in the store begin with: who has another prefix shares nothing."""
     resilience_store_deadline_seconds: Annotated[float, Field(gt=0, le=3_600, allow_inf_nan=False)] = 0.25
-    """What a call to the store may take."""
+    """Seconds that a call to the store may take."""
     on_store_failure: OnStoreFailure = "local"
     """While the store is gone: keep to a share of each limit, refuse all calls, or use each limit as if alone."""
 
@@ -103,13 +115,24 @@ class ResilienceSettings(BaseSettings):
         }
 
     def source(self, name: str) -> str:
-        """Where a setting came from: "configure()", "environment" (or .env) or "default"."""
+        """Where a setting came from: "configure()", "environment" (or .env) or "default".
+
+        Args:
+            name: The setting's name, such as "max_retries".
+        """
         if name in self._given:
             return "configure()"
         return "environment" if name in self.model_fields_set else "default"
 
     def changed(self, changes: dict[str, Any]) -> "ResilienceSettings":
-        """These settings with some of them changed, as by configure()."""
+        """These settings with some of them changed, as by configure().
+
+        Args:
+            changes: Values by the settings' names.
+
+        Raises:
+            ConfigurationError: There is no such setting, or a value is not what was expected.
+        """
         if not changes:
             return self
         checked = type(self)(**changes)
@@ -121,6 +144,9 @@ class ResilienceSettings(BaseSettings):
         """The longest prompt that an agent may send, in tokens, and where the figure came from.
 
         "MathAgent" and "math_agent" both read MATH_AGENT_MAX_TOKENS, and any other agent its own name likewise.
+
+        Args:
+            agent: The agent's name.
 
         Raises:
             ConfigurationError: The agent's variable is not a number above 0.

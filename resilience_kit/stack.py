@@ -20,6 +20,8 @@ from resilience_kit.stack_order import StackProblem, find_problems
 from resilience_kit.token_budgeting import OnExceed, Per, token_budget
 from resilience_kit.validating import check_callable
 
+__all__ = ["RateLimitOptions", "StackReport", "explain", "resilient"]
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -83,7 +85,14 @@ class ResilientOptions(RateLimitOptions, RetryOptions, CircuitOptions, BudgetOpt
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """One layer of a stack: the decorator, the name that it shares state under, and its effective parameters."""
+    """One layer of a stack.
+
+    Attributes:
+        kind: The decorator, such as "rate_limited".
+        name: The name that it shares state under; of `retry_on_429`, the function's.
+        parameters: By name, each with its `value` and its `source`: "argument", "environment", "configure()" or
+            "default". Durations are in seconds.
+    """
 
     kind: str
     name: str
@@ -97,7 +106,21 @@ class LayerReport:
 
 @dataclass(frozen=True, slots=True)
 class StackReport:
-    """What stands around a function: its layers, outermost first, and what is wrong with their order."""
+    """What stands around a function; `str()` of it is for reading.
+
+    Attributes:
+        function: The function's name.
+        layers: Its layers, outermost first.
+        warnings: What is wrong with their order, each with a `code` and a `message`.
+
+    Example:
+        >>> from resilience_kit import explain, retry_on_429
+        >>> @retry_on_429(max_retries=5)
+        ... def ask(prompt: str) -> str:
+        ...     return "four"
+        >>> print(explain(ask).layers[0].parameters["max_retries"])
+        5 (argument)
+    """
 
     function: str
     layers: tuple[LayerReport, ...]

@@ -21,7 +21,12 @@ class NamedLayer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StackProblem:
-    """One thing that is wrong with a stack; the code stays the same over releases."""
+    """One thing that is wrong with a stack.
+
+    Attributes:
+        code: Which one, as "limiter-outside-retry"; it stays the same over releases.
+        message: What is wrong, and what to do.
+    """
 
     code: str
     message: str

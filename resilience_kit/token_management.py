@@ -50,6 +50,12 @@ class RateLimitRisk:
         name: The limit's name.
         context: What the call is for.
         estimated_tokens: What the call was said to need, in tokens.
+
+    Example:
+        >>> from resilience_kit import token_manager
+        >>> risk = token_manager.check_rate_limit_risk(4_000, "nightly-report")
+        >>> risk.level
+        'low'
     """
 
     level: RiskLevel
@@ -72,6 +78,11 @@ class TokenManager:
 
     It keeps nothing of its own: it reads the limits and the counters, so it knows all calls from the first one on, and
     `reset_all()` and `isolated()` are its own as well. Use the shared instance, `token_manager`.
+
+    Example:
+        >>> from resilience_kit import token_manager
+        >>> print(token_manager.check_rate_limit_risk(200_000).advice)
+        it never fits: lower max_tokens or shorten the prompt, or raise TOKENS_PER_MINUTE=150000
     """
 
     def check_rate_limit_risk(

@@ -1,7 +1,9 @@
 import dataclasses
+import inspect
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -201,7 +203,9 @@ def test_event_records_hold_plain_values_alone(kind):
 
 @of_each_type
 def test_event_records_say_in_a_docstring_what_they_tell(kind):
-    assert kind.__doc__.endswith(".")
+    told, _, documented = inspect.getdoc(kind).partition("\n\nAttributes:\n")
+    assert told.endswith(".")
+    assert re.findall(r"^    (\w+): ", documented, re.MULTILINE) == list(kind.__annotations__)
 
 
 @of_each_type

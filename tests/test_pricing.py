@@ -84,6 +84,12 @@ def test_without_the_extra_a_budget_says_what_to_install(without_genai_prices):
         pricing.check_model("gpt-4o")
 
 
+def test_without_the_extra_a_budget_says_what_to_install_also_where_there_are_prices_of_ones_own(without_genai_prices):
+    set_prices({"our-deployment": Price(1, 2)})
+    with pytest.raises(ConfigurationError, match=r"pip install 'resilience-kit\[cost\]'"):
+        pricing.check_model("gpt-4o")
+
+
 # Prices of one's own
 
 

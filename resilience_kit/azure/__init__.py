@@ -1,7 +1,8 @@
 """Drop-in clients for Azure OpenAI and OpenAI, and a service for Semantic Kernel, that behave well under limits."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from resilience_kit.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from resilience_kit.azure.clients import (
@@ -24,20 +25,11 @@ __all__ = [
 
 # openai takes half a second to import, and Semantic Kernel is an extra: each loads when a name of its is first used.
 _HOMES = {
-    "ResilientAsyncAzureOpenAI": "resilience_kit.azure.clients",
-    "ResilientAsyncOpenAI": "resilience_kit.azure.clients",
-    "ResilientAzureOpenAI": "resilience_kit.azure.clients",
-    "ResilientOpenAI": "resilience_kit.azure.clients",
-    "create_resilient_azure_service": "resilience_kit.azure.semantic_kernel",
-    "get_all_resilience_stats": "resilience_kit.stats",
+    ".clients": ("ResilientAsyncAzureOpenAI", "ResilientAsyncOpenAI", "ResilientAzureOpenAI", "ResilientOpenAI"),
+    ".semantic_kernel": ("create_resilient_azure_service",),
+    "..stats": ("get_all_resilience_stats",),
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+# not for type checkers, to which a name that is misspelt is an error so
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -3,8 +3,9 @@
 A name is imported from its module when it is first used: what it needs is needed only then.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from resilience_kit.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from resilience_kit.monitoring.alert_delivery import Webhook
@@ -38,29 +39,19 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Alert": "alerts",
-    "Alerts": "alerts",
-    "FleetAlerts": "fleet_alerts",
-    "FleetSamples": "fleet_samples",
-    "History": "history",
-    "Rule": "alert_rules",
-    "Sampler": "sampler",
-    "Silence": "alert_rules",
-    "Webhook": "alert_delivery",
-    "costs_of": "costs",
-    "export_to_opentelemetry": "otel",
-    "export_to_prometheus": "prometheus",
-    "load_rules": "alert_rules",
-    "report_on": "report",
-    "running_sampler": "sampler",
+    ".alert_delivery": ("Webhook",),
+    ".alert_rules": ("Rule", "Silence", "load_rules"),
+    ".alerts": ("Alert", "Alerts"),
+    ".costs": ("costs_of",),
+    ".fleet_alerts": ("FleetAlerts",),
+    ".fleet_samples": ("FleetSamples",),
+    ".history": ("History",),
+    ".otel": ("export_to_opentelemetry",),
+    ".prometheus": ("export_to_prometheus",),
+    ".report": ("report_on",),
+    ".sampler": ("Sampler", "running_sampler"),
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+# not for type checkers, to which a name that is misspelt is an error so
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from resilience_kit import events
 from resilience_kit.errors import ConfigurationError
+from resilience_kit.forking import new_lock
 from resilience_kit.monitoring import log_events
 from resilience_kit.retrying import retry_on_429
 from resilience_kit.validating import is_number
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     import httpx2
 
     from resilience_kit.monitoring.alerts import Alert
+
+__all__ = ["Webhook", "verify"]
 
 Deliver = Callable[["Alert"], object]
 
@@ -206,7 +209,7 @@ class Courier:
     def __init__(self, deliver: Deliver) -> None:
         self._deliver = deliver
         self._waiting: deque[Alert] = deque(maxlen=_MOST_WAITING)
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._thread: threading.Thread | None = None
         self._is_failing = False
 

@@ -16,6 +16,8 @@ from resilience_kit.monitoring.measures import Sample
 from resilience_kit.monitoring.visible_text import visible
 from resilience_kit.validating import is_number
 
+__all__ = ["DEFAULT_RULES", "Rule", "Silence", "load_rules"]
+
 Measure = Literal[
     "circuit_open_seconds",
     "rate_limited_share",
@@ -99,6 +101,11 @@ class Silence:
         until: When it ends, in seconds since the epoch.
         rule: The rule that is meant. Default: all.
         name: The limit, circuit, budget or agent that is meant. Default: all.
+
+    Example:
+        >>> from resilience_kit.monitoring import Silence
+        >>> Silence(until=1_700_000_000, rule="slow-waits").covers("slow-waits", "chat", at=1_699_999_999)
+        True
     """
 
     until: float
@@ -106,7 +113,13 @@ class Silence:
     name: str | None = None
 
     def covers(self, rule: str, name: str, at: float) -> bool:
-        """Whether an alert of a rule for a name is silent at a time."""
+        """Whether an alert is silent at a time.
+
+        Args:
+            rule: The alert's rule.
+            name: The limit, circuit, budget or agent that it is about.
+            at: The time, in seconds since the epoch.
+        """
         return at < self.until and self.rule in (None, rule) and self.name in (None, name)
 
 

@@ -5,13 +5,13 @@ Time comes from the samples alone, so what is told depends on nothing else.
 
 import logging
 import math
-import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from resilience_kit.errors import ConfigurationError
+from resilience_kit.forking import new_lock
 from resilience_kit.monitoring.alert_delivery import Courier, Deliver, log_alert
 from resilience_kit.monitoring.alert_measures import Meter, Values, meter_of, only, text_of
 from resilience_kit.monitoring.alert_rules import DEFAULT_RULES, Rule, Silence, check_rules, load_rules
@@ -20,6 +20,8 @@ from resilience_kit.validating import is_number
 
 if TYPE_CHECKING:
     from resilience_kit.monitoring.forecast import Forecaster
+
+__all__ = ["Alert", "Alerts", "example_alert"]
 
 State = Literal["ok", "pending", "firing"]
 
@@ -47,6 +49,13 @@ class Alert:
         text: What was seen, and what to do about it.
         process: Whose samples it was seen in; "" where they are of several processes.
         silenced: Whether it is not delivered.
+
+    Example:
+        >>> from resilience_kit.monitoring.alert_rules import Rule
+        >>> from resilience_kit.monitoring.alerts import example_alert
+        >>> alert = example_alert(Rule(name="slow", measure="wait_p95_seconds", above=10), at=1_700_000_000)
+        >>> alert.state, alert.value, alert.bound
+        ('firing', 15.0, 10)
     """
 
     rule: str
@@ -192,7 +201,7 @@ class Alerts:
         self._silences = tuple(silences)
         self._couriers = [Courier(each) for each in deliver]
         self._current: tuple[Alert, ...] = ()
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     def take(self, sample: Sample) -> list[Alert]:
         """Look at all rules with the next sample. Nothing that a rule or a delivery does is raised here.
@@ -240,7 +249,10 @@ class Alerts:
             self._silences = (*self._silences, Silence(until=until, rule=rule, name=name))
 
     def close(self, timeout: float = 5.0) -> bool:
-        """Wait until all is delivered, for so many seconds at most for each receiver, and end their threads.
+        """Wait until all is delivered, and end the receivers' threads.
+
+        Args:
+            timeout: Seconds to wait at most for each receiver.
 
         Returns:
             Whether all was.

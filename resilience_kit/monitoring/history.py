@@ -100,7 +100,11 @@ class History:
         return self._table.place
 
     def add(self, sample: Sample) -> None:
-        """Have a sample written within a second; returns at once. It may be given to a `Sampler` as a sink."""
+        """Have a sample written within a second; returns at once. It may be given to a `Sampler` as a sink.
+
+        Args:
+            sample: What was measured.
+        """
         with self._has_news:
             self._has_ended, self._has_samples = False, True
             self._added.append(sample)

@@ -1,9 +1,10 @@
 """For tests of programs that use the kit: a simulator of Azure OpenAI, and switches for the decorators."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from resilience_kit.lazy_names import lazy_names
 from resilience_kit.testing.modes import disabled, isolated, no_waiting
+from resilience_kit.virtual_time import VirtualTimeLoop
 
 if TYPE_CHECKING:
     from resilience_kit.testing.exchange import SimulatedAnswer, SimulatedRequest
@@ -17,6 +18,7 @@ __all__ = [
     "SimulatedAnswer",
     "SimulatedRequest",
     "SimulatorStats",
+    "VirtualTimeLoop",
     "disabled",
     "isolated",
     "no_waiting",
@@ -24,19 +26,12 @@ __all__ = [
 
 # The simulator needs the extra `testing`; the switches need nothing, and load without it.
 _HOMES = {
-    "AzureOpenAISimulator": "simulator",
-    "Fault": "faults",
-    "SimulatedAnswer": "exchange",
-    "SimulatedRequest": "exchange",
-    "SimulatorStats": "simulator_stats",
+    ".exchange": ("SimulatedAnswer", "SimulatedRequest"),
+    ".faults": ("Fault",),
+    ".simulator": ("AzureOpenAISimulator",),
+    ".simulator_stats": ("SimulatorStats",),
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+# not for type checkers, to which a name that is misspelt is an error so
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_names(__name__, _HOMES)

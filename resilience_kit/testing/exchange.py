@@ -35,6 +35,18 @@ class SimulatedRequest:
         tools: The tools that the request offers.
         body: The whole JSON body.
         headers: The headers, names in lower case.
+
+    Example:
+        >>> from resilience_kit.azure import ResilientAzureOpenAI
+        >>> from resilience_kit.testing import AzureOpenAISimulator, SimulatedRequest
+        >>> def respond(request: SimulatedRequest) -> str:
+        ...     return f"{request.model} was asked: {request.last_user_text}"
+        >>> with AzureOpenAISimulator(responder=respond) as azure:
+        ...     client = ResilientAzureOpenAI(**azure.client_options())
+        ...     response = client.responses.create(model="gpt-4o", input="Hello!")
+        ...     client.close()
+        >>> response.output_text
+        'gpt-4o was asked: Hello!'
     """
 
     path: str

@@ -49,12 +49,20 @@ class Fault:
 
     @classmethod
     def rate_limit(cls, *, retry_after: float | None = None) -> Self:
-        """429, as if the quota were used up."""
+        """429, as if the quota were used up.
+
+        Args:
+            retry_after: Seconds that the service asks to wait for; None if it doesn't say.
+        """
         return cls("rate_limit_429", retry_after=retry_after)
 
     @classmethod
     def capacity(cls, *, retry_after: float | None = 20.0) -> Self:
-        """429 because the whole service is busy, whatever the caller's quota."""
+        """429 because the whole service is busy, whatever the caller's quota.
+
+        Args:
+            retry_after: Seconds that the service asks to wait for; None if it doesn't say.
+        """
         return cls("capacity_429", retry_after=retry_after)
 
     @classmethod
@@ -74,7 +82,11 @@ class Fault:
 
     @classmethod
     def unavailable(cls, *, retry_after: float | None = None) -> Self:
-        """503."""
+        """503.
+
+        Args:
+            retry_after: Seconds that the service asks to wait for; None if it doesn't say.
+        """
         return cls("unavailable_503", retry_after=retry_after)
 
     @classmethod
@@ -102,12 +114,19 @@ class Fault:
         """200, then the connection breaks after so many events, at the latest before the last one.
 
         A response that isn't streamed breaks between its headers and its body.
+
+        Args:
+            after: How many events go out before.
         """
         return cls("cut_mid_stream", after=after)
 
     @classmethod
     def slow_stream(cls, *, delay: float = 0.1) -> Self:
-        """200, with `delay` seconds before each event."""
+        """200, with a wait before each event.
+
+        Args:
+            delay: Seconds before each.
+        """
         return cls("slow_stream", delay=delay)
 
 

@@ -52,6 +52,16 @@ class SimulatorStats:
         max_in_flight: The most that `in_flight` has been.
         admissions: The admitted requests, oldest first.
         rejections: The refused requests, oldest first.
+
+    Example:
+        >>> from resilience_kit.azure import ResilientAzureOpenAI
+        >>> from resilience_kit.testing import AzureOpenAISimulator
+        >>> with AzureOpenAISimulator() as azure:
+        ...     client = ResilientAzureOpenAI(**azure.client_options())
+        ...     response = client.responses.create(model="gpt-4o", input="Hello!")
+        ...     client.close()
+        >>> azure.stats.admitted, azure.stats.peak_requests(seconds=60)
+        (1, 1)
     """
 
     requests: int
@@ -69,11 +79,19 @@ class SimulatorStats:
     rejections: tuple[Rejection, ...]
 
     def peak_requests(self, seconds: float) -> int:
-        """Return the most requests that were admitted within any `seconds`."""
+        """Return the most requests that were admitted within any while.
+
+        Args:
+            seconds: The length of the while.
+        """
         return int(_peak([(admission.time, 1) for admission in self.admissions], seconds))
 
     def peak_tokens(self, seconds: float) -> float:
-        """Return the most tokens that were charged within any `seconds`."""
+        """Return the most tokens that were charged within any while.
+
+        Args:
+            seconds: The length of the while.
+        """
         return _peak([(admission.time, admission.tokens) for admission in self.admissions], seconds)
 
 

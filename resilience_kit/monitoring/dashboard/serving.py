@@ -11,6 +11,8 @@ from starlette.types import ASGIApp
 from resilience_kit.errors import ConfigurationError
 from resilience_kit.monitoring.dashboard.security import is_loopback
 
+__all__ = ["PORT", "running", "serve"]
+
 PORT = 8766
 _HOST = "127.0.0.1"
 TOKEN_VARIABLE = "RESILIENCE_DASHBOARD_TOKEN"  # noqa: S105 - the name of a variable, not a token
@@ -46,6 +48,10 @@ def serve(app: ASGIApp, *, port: int = PORT, listener: socket.socket | None = No
 
     Raises:
         OSError: The port is taken.
+
+    Example:
+        >>> from resilience_kit.monitoring.dashboard import create_app, serve
+        >>> serve(create_app())  # doctest: +SKIP
     """
     # uvicorn ends of the signal a second time, once it has finished
     with (

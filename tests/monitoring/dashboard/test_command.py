@@ -1,5 +1,6 @@
 """`resilience-kit dashboard`, and what serves the page."""
 
+import importlib
 import os
 import re
 import signal
@@ -78,6 +79,14 @@ def test_a_port_that_is_taken_is_told(run):
 def test_without_the_extra_it_says_what_to_install(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "resilience_kit.monitoring.dashboard.command", None)
     assert "pip install 'resilience-kit[cli,dashboard]'" in run().stderr
+
+
+def test_without_starlette_the_package_says_what_to_install(monkeypatch):
+    name = "resilience_kit.monitoring.dashboard"
+    monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, f"{name}.app", None)
+    with pytest.raises(ImportError, match=r"pip install 'resilience-kit\[dashboard\]'"):
+        importlib.import_module(name)
 
 
 def test_the_command_serves_until_it_is_interrupted(started):

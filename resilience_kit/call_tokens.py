@@ -37,6 +37,9 @@ _ABSENT_MAXIMUM = 16
 # What only a request for embeddings has, which is not answered in tokens.
 _OF_EMBEDDINGS = ("encoding_format", "dimensions")
 
+# More are not meant, or not true: sums of them would not be exact, and prices of them not finite.
+_MOST_TOKENS = 2**53
+
 # Characters that take about 1.5 ms to count: an event loop is not held up by more.
 _LONG = 50_000
 
@@ -70,7 +73,8 @@ def answer_tokens(call: Call) -> int:
         value = call.argument(name)
         if is_number(value) and value > 0:
             answers = (number for name in _NUMBERS_OF_ANSWERS if is_number(number := call.argument(name)))
-            return math.ceil(value * max([1, *answers]))
+            tokens = value * max([1, *answers])
+            return math.ceil(min(tokens, _MOST_TOKENS))
     return 0
 
 
@@ -115,7 +119,7 @@ async def off_loop(call: Call, prompt: Any, model: str, function: Callable[..., 
 
     It would if the vocabulary is not loaded yet, or if the prompt is long.
     """
-    if token_counting.is_ready(model) and _characters(prompt) <= _LONG:
+    if token_counting.is_ready(model) and _is_short(prompt):
         return function(*arguments)
     return await call.waiting.offload(function, *arguments)
 
@@ -125,6 +129,13 @@ async def _estimate(call: Call, request: dict[str, Any], model: str) -> int:
         return token_counting.estimate_request_tokens(request, model=model)
 
     return await off_loop(call, request, model, estimated)
+
+
+def _is_short(prompt: Any) -> bool:
+    try:
+        return _characters(prompt) <= _LONG
+    except Exception:  # noqa: BLE001 - a prompt may be anything, in itself too, and means something to the function alone
+        return False
 
 
 def _characters(value: Any) -> int:
@@ -202,6 +213,6 @@ def _field(owner: Any, name: str) -> Any:
 def _first_count(usage: Any, *names: str) -> int | None:
     for name in names:
         value = _field(usage, name)
-        if isinstance(value, int):
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_TOKENS:
             return value
     return None

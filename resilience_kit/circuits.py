@@ -5,7 +5,6 @@ used: its `call()` counts no failure of a coroutine, holds its lock while the fu
 failure and an excluded error for a success, and lets any number of trials through when half-open.
 """
 
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import pybreaker
 
 from resilience_kit.errors import CircuitOpenError
 from resilience_kit.events import CircuitClosed, CircuitHalfOpened, CircuitOpened, CircuitRefused, Event, emit
+from resilience_kit.forking import new_reentrant_lock
 from resilience_kit.registry import Registry, Value, effective
 from resilience_kit.waiting import now
 
@@ -76,7 +76,7 @@ class Circuit(pybreaker.CircuitBreakerListener):
             name=name,
         )
         # Reentrant: a stream that the garbage collector drops leaves wherever its thread happens to be.
-        self.lock = self._lock = threading.RLock()
+        self.lock = self._lock = new_reentrant_lock()
         self._state_number = 0
         # The same while the circuit is closed, else None.
         self._closed_number: int | None = 0

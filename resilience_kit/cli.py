@@ -102,14 +102,15 @@ def simulator(
             port=port,
         )
     except ConfigurationError as error:
-        raise typer.BadParameter(str(error)) from error
+        raise _refusal(error) from error
     try:
         with azure:
             typer.echo(f"Simulated Azure OpenAI at {azure.endpoint} until Ctrl-C. Point clients at it with:")
             typer.echo(f"  export AZURE_OPENAI_ENDPOINT={azure.endpoint} AZURE_OPENAI_API_KEY=simulated")
             _wait_for_interrupt()
-    except OSError as error:
-        raise typer.BadParameter(f"cannot listen on {host}:{port}: {error}") from error
+    except (OSError, ValueError, TypeError) as error:
+        # a host that no resolver takes is one of the last two
+        raise _refusal(f"cannot listen on {host}:{port}: {error}") from error
     stats = azure.stats
     typer.echo(f"{stats.requests} requests: {stats.admitted} admitted, {stats.refused} refused, {stats.faults} faults.")
 
@@ -126,12 +127,12 @@ def explain(
     try:
         found = pkgutil.resolve_name(function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise typer.BadParameter(f"{function}: {error}. Write it as package.module:function.") from error
+        raise _refusal(f"{function}: {error}. Write it as package.module:function.") from error
     try:
         report = explained(found)
     except ConfigurationError as error:
-        raise typer.BadParameter(str(error)) from error
-    typer.echo(report)
+        raise _refusal(error) from error
+    typer.echo(_visible(report))
     raise typer.Exit(1 if report.warnings else 0)
 
 
@@ -179,8 +180,19 @@ def plan(
             seed=seed,
         )
     except ConfigurationError as error:
-        raise typer.BadParameter(str(error)) from error
+        raise _refusal(error) from error
     typer.echo(json.dumps(asdict(found), indent=2) if as_json else found)
+
+
+def _refusal(text: object) -> typer.BadParameter:
+    """A wrong argument; text from elsewhere may be in what is said of it."""
+    return typer.BadParameter(_visible(text))
+
+
+def _visible(text: object) -> str:
+    from resilience_kit.monitoring.visible_text import visible_lines
+
+    return visible_lines(text)
 
 
 def _wait_for_interrupt() -> None:
@@ -193,7 +205,7 @@ def _range(text: str) -> tuple[float, float]:
     try:
         return float(least), float(most or least)
     except ValueError as error:
-        raise typer.BadParameter(f"{text!r}: expected a number, or the least and the most, as 200-3000") from error
+        raise _refusal(f"{text!r}: expected a number, or the least and the most, as 200-3000") from error
 
 
 @app.command()
@@ -227,7 +239,7 @@ def dashboard(
             allowed_hosts=allowed_host or (),
         )
     except ConfigurationError as error:
-        raise typer.BadParameter(str(error)) from error
+        raise _refusal(error) from error
 
 
 @app.command()
@@ -253,13 +265,13 @@ def report(
     except ImportError as missing:
         _exit_for_missing(missing, "cli,history")
     except ConfigurationError as error:
-        raise typer.BadParameter(str(error)) from error
+        raise _refusal(error) from error
     try:
         html.write_text(to_html(found), encoding="utf-8")
         csv.write_text(to_csv(found), encoding="utf-8")
     except OSError as error:
-        raise typer.BadParameter(f"cannot write {error.filename}: {error.strerror}") from error
-    typer.echo(f"Wrote {html} and {csv}, of {len(found.samples)} samples.")
+        raise _refusal(f"cannot write {error.filename}: {error.strerror}") from error
+    typer.echo(_visible(f"Wrote {html} and {csv}, of {len(found.samples)} samples."))
 
 
 alerts = typer.Typer(no_args_is_help=True, help="Rules that watch limits, circuits, budgets and agents.")
@@ -276,11 +288,12 @@ def check_alerts(file: Annotated[str, typer.Argument(help="A TOML file of rules.
     try:
         said = load_rules(file)
     except ConfigurationError as error:
-        raise typer.BadParameter(str(error)) from error
+        raise _refusal(error) from error
     for rule in said.rules:
         lasting = f" for {rule.for_seconds:g} s" if rule.for_seconds else ""
         names = "" if rule.names is None else f" of {', '.join(map(repr, rule.names))}"
-        typer.echo(f"{rule.name}: {rule.severity} when {rule.measure}{names} is above {rule.above:g}{lasting}")
+        watched = f"{rule.name}: {rule.severity} when {rule.measure}{names}"
+        typer.echo(_visible(f"{watched} is above {rule.above:g}{lasting}"))
     typer.echo(f"{len(said.rules)} rules, {len(said.silences)} silences.")
 
 
@@ -306,13 +319,13 @@ def fire_alert(
     try:
         known = {each.name: each for each in (DEFAULT_RULES if rules is None else load_rules(rules).rules)}
         if rule not in known:
-            raise typer.BadParameter(f"there is no rule {rule!r}: expected one of {', '.join(known)}")
+            raise _refusal(f"there is no rule {rule!r}: expected one of {', '.join(known)}")
         secret = os.environ.get("RESILIENCE_ALERTS_WEBHOOK_SECRET", "")
         receiver = None if webhook is None else Webhook(webhook, secret=secret, max_retries=2)
     except ConfigurationError as error:
-        raise typer.BadParameter(str(error)) from error
+        raise _refusal(error) from error
     alert = example_alert(known[rule], time.time())
-    typer.echo(f"{alert.severity}: {alert.text}")
+    typer.echo(_visible(f"{alert.severity}: {alert.text}"))
     if receiver is None:
         typer.echo("No webhook was given, so it went no further: set RESILIENCE_ALERTS_WEBHOOK_URL for one.")
         return
@@ -411,10 +424,8 @@ def stats(
 @contextlib.contextmanager
 def _told_as_errors() -> Iterator[None]:
     """End with 1 and the text of an error of the kit's; text from elsewhere may be in it."""
-    from resilience_kit.monitoring.visible_text import visible_lines
-
     try:
         yield
     except ResilienceError as error:
-        typer.echo(visible_lines(error), err=True)
+        typer.echo(_visible(error), err=True)
         raise typer.Exit(1) from error

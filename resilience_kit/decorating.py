@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import aclosing
 from dataclasses import dataclass
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
-from typing import Any, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from resilience_kit.errors import ConfigurationError
 from resilience_kit.layers import FAILED, Call, Guard, Layer, Parameters, Run, Stack, name_of
@@ -50,7 +50,13 @@ class _Stream(Stay):
         self.returned = returned
 
     def hand_over(self) -> Any:
-        return _relay(self) if isinstance(self.generator, GeneratorType) else _relay_later(self._start)()
+        if not isinstance(self.generator, GeneratorType):
+            return _relay_later(self._start)()
+        relay = _relay(self)
+        if self.item is _NOT_STARTED:
+            # CPython 3.12 to 3.14.2 keep what a generator holds that is closed before it began (gh-142766): begin it
+            next(relay)
+        return relay
 
     async def _start(self) -> "_Stream":
         try:
@@ -198,8 +204,7 @@ def _wrap_coroutine_function(function: Callable[..., Any], stack: Stack, paramet
             for layer in stack.layers:
                 passage: Any = layer.enter(call)
                 call.entered.append(await passage if type(passage) is CoroutineType else passage)
-            result = stack.function(call)
-            result = stack.leave(call, await result if isinstance(result, CoroutineType) else result)
+            result = stack.leave(call, await stack.function(call))
         except BaseException as error:
             result = await stack.fail(call, error)
             if result is FAILED:
@@ -223,6 +228,7 @@ def _relay(stream: _Stream) -> Generator[Any, Any, Any]:
     resume: Callable[[], Any]
     try:
         if item is _NOT_STARTED:
+            yield
             item = next(generator)
         while item is not _MISSING:
             stream.observe(item)
@@ -329,7 +335,8 @@ class _Stacked:
 
 def guarded(function: Callable[P, R], layer: Guard) -> Callable[P, R]:
     """Put a layer around a function of any kind."""
-    return cast("Callable[P, R]", _decorate(function, layer))
+    wrapper: Callable[P, R] = _decorate(function, layer)
+    return wrapper
 
 
 def _decorate(function: Any, layer: Guard) -> Any:

@@ -5,13 +5,13 @@ fail a call: what it raises is logged and dropped. No record holds anything of t
 """
 
 import logging
-import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from typing import Any
+
+from resilience_kit.forking import new_lock
 
 __all__ = [
     "Admitted",
@@ -354,18 +354,8 @@ _log = logging.getLogger(__name__)
 _listeners: tuple[_Subscription, ...] = ()
 # Whether a tally counts how long answers take: else nobody looks at the clock for it.
 are_answers_timed = False
-_lock = threading.Lock()
+_lock = new_lock()
 _sole_listener: ContextVar[tuple[_Subscription] | None] = ContextVar("resilience_kit_sole_listener", default=None)
-
-
-def _renew_lock() -> None:
-    """Do not wait in a forked child for a thread that held the lock: it is not there to give it back."""
-    global _lock  # noqa: PLW0603 - the one lock, which is another one in a forked child
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def subscribe(

@@ -2,6 +2,7 @@
 
 from resilience_kit.errors import ConfigurationError
 from resilience_kit.rate_limits import RateLimit, rate_limits
+from resilience_kit.registry import listed
 
 
 def pause(name: str = "default") -> None:
@@ -56,6 +57,5 @@ def resume(name: str = "default") -> None:
 def _in_use(name: str) -> RateLimit:
     found = rate_limits.items().get(name)
     if found is None:
-        known = ", ".join(sorted(rate_limits.items())) or "none yet"
-        raise ConfigurationError(f"no rate limit {name!r} is in use. Known names: {known}")
+        raise ConfigurationError(f"no rate limit {name!r} is in use. Known names: {listed(rate_limits.items())}")
     return found

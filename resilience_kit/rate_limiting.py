@@ -162,9 +162,8 @@ def rate_limited(
         raise ConfigurationError(f"@rate_limited(priority={priority!r}): expected a number; lower is sooner")
     if not callable(tokens):
         check_numbers("rate_limited", at_least=0, tokens=tokens)
-    if adaptive is not True:
-        rules_of(adaptive)
-        adaptive = adaptive if isinstance(adaptive, bool | str) else tuple(sorted(adaptive))
+    rules_of(adaptive)
+    adaptive = adaptive if isinstance(adaptive, bool | str) else tuple(sorted(adaptive))
     layer = RateLimiting(
         name,
         RateLimitConfiguration(

@@ -8,7 +8,6 @@ that is full, so there is none for requests and tokens.
 """
 
 import math
-import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -27,6 +26,7 @@ from resilience_kit.events import (
     emit,
     tell,
 )
+from resilience_kit.forking import new_lock
 from resilience_kit.layers import Call, Passage
 from resilience_kit.queueing import SHORTEST_WAIT, Place, Queue
 from resilience_kit.quota_ledger import QuotaLedger, Sent, WindowLedger
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 # A call with a max_wait looks at so many ahead of it, half a millisecond's worth: if each of thousands looked at all,
 # an event loop would stand still for minutes. One that would wait longer for those behind them hears of it later.
 _MOST_LOOKED_AT = 500
+# Seconds between two looks at whether the store has answered, where a caller's patience has ended.
+_FOR_AN_ANSWER = 0.002
 
 
 class Ticket(Place, Passage):
@@ -104,7 +106,7 @@ class RateLimit:
         self.measures = "latency" in rules
         self._response_times = ResponseTimes(self._max_concurrent)
         self._spacing = self._new_spacing()
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._queue: Queue[Ticket] = Queue(self._look, self._period)
         self._in_flight = 0
         own = WindowLedger(values["requests_per_minute"], self._tokens_per_period, self._period, rules)
@@ -241,6 +243,12 @@ class RateLimit:
     async def _wait_at_most(self, ticket: Ticket, max_wait: float, deadline: float) -> None:
         while ticket.sent is None and ticket not in self._refusals:
             left = deadline - now()
+            if left <= 0 and self._fleet is not None and self._fleet.is_asking(deadline):
+                # the way to the store and back is no wait for a slot
+                with self._lock:
+                    if ticket.sent is None:
+                        ticket.waiter = ticket.call.waiting.waiter()
+                left = _FOR_AN_ANSWER
             if left > 0:
                 await ticket.waiter.wait(max(left, SHORTEST_WAIT))
                 continue

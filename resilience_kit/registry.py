@@ -4,13 +4,13 @@ This is the only place where the kit keeps something global.
 """
 
 import os
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field as dataclass_field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from resilience_kit.errors import ConfigurationError
+from resilience_kit.forking import new_reentrant_lock
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -104,7 +104,7 @@ class Registry(Generic[ConfigurationT, NamedT]):
         self._is_shared = is_shared
         self._build = build
         self._parameters = parameters
-        self._lock = threading.RLock()
+        self._lock = new_reentrant_lock()
         self._declared: dict[str, ConfigurationT] = {}
         # What was declared outside of isolated(): it counts for a function that was decorated there.
         self._declared_outside: dict[str, ConfigurationT] = {}
@@ -158,7 +158,6 @@ class Registry(Generic[ConfigurationT, NamedT]):
 
     def start_anew(self) -> None:
         """Forget in a forked child what its parent used: the threads that hold it are not there to give it back."""
-        self._lock = threading.RLock()
         self._items = {}
 
     def is_private(self, name: str) -> bool:
@@ -169,7 +168,7 @@ class Registry(Generic[ConfigurationT, NamedT]):
         """Put one name, or all, back to the start."""
         items = self.items()
         if name is not None and name not in items and name not in self._declared:
-            known = ", ".join(sorted({*items, *self._declared})) or "none yet"
+            known = listed({*items, *self._declared})
             raise ConfigurationError(f"there is no {self.kind} {name!r}. Known names: {known}")
         if self._is_shared():
             with self._lock:
@@ -237,6 +236,11 @@ def start_anew() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=start_anew)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in a message; one that a line or a terminal would obey is written as Python does."""
+    return ", ".join(name if name.isprintable() else repr(name) for name in sorted(names)) or "none yet"
 
 
 def _given(configuration: Configuration) -> str:

@@ -4,10 +4,10 @@ What has one name in the statistics has one window: a method of all objects, and
 share is, and whether there is one, is each decorator's own.
 """
 
-import threading
 from collections import deque
 from dataclasses import dataclass
 
+from resilience_kit.forking import new_lock
 from resilience_kit.registry import Registry, Value
 from resilience_kit.waiting import now
 
@@ -51,7 +51,7 @@ class RetryBudget:
 
     def __init__(self, _name: str, _declared: NothingDeclared) -> None:
         self.parameters = {}
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._start_anew(0)
 
     def count_call(self, current: float) -> None:

@@ -144,6 +144,7 @@ class _Attempts(Attempts):
             if failed is not None:
                 error, failed = failed, None
                 raise error
+            call.is_sent = False
             return await attempt(call)
 
         controller = tenacity.AsyncRetrying(
@@ -157,10 +158,15 @@ class _Attempts(Attempts):
         try:
             result: Any = await controller(next_attempt)
         except Exception as error:
-            story.give_up(error)
-            raise
-        emit(RetriesRecovered(name=self._loop.name, attempts=story.attempts + 1))
-        return result
+            if call.is_sent or not isinstance(error, ResilienceError):
+                story.give_up(error)
+                raise
+            refusal = error
+        else:
+            emit(RetriesRecovered(name=self._loop.name, attempts=story.attempts + 1))
+            return result
+        # a layer beneath let no further attempt through: what the caller needs to know is what failed before
+        raise story.error_before(refusal)
 
 
 class _Story:
@@ -182,6 +188,7 @@ class _Story:
         )
         self._told: float | None = None
         self._bound: str | None = None
+        self._error: BaseException | None = None
         self.attempts = 0
 
     def is_retried(self, error: BaseException) -> bool:
@@ -193,7 +200,8 @@ class _Story:
     def wait(self, state: tenacity.RetryCallState) -> float:
         """Seconds to wait: the server's word, else the backoff."""
         self.attempts = state.attempt_number
-        self._told = advice_from_error(_error_of(state)).retry_after
+        self._error = _error_of(state)
+        self._told = advice_from_error(self._error).retry_after
         return self._backoff(state) if self._told is None else self._told
 
     def stop(self, state: tenacity.RetryCallState) -> bool:
@@ -230,6 +238,12 @@ class _Story:
                 told=self._told is not None,
             )
         )
+
+    def error_before(self, refusal: ResilienceError) -> BaseException:
+        """The function's own last error, with a note on why it was not tried again."""
+        error = self._error or refusal
+        error.add_note(f"resilience_kit: attempt {self.attempts + 1} was refused: {type(refusal).__name__}: {refusal}")
+        return error
 
     def give_up(self, error: Exception) -> None:
         """Note on the last error how it came to it."""
@@ -292,7 +306,8 @@ def retry_on_429(
 
     A rate limit is a status 429 on the error or its response, or "rate limit" or "too many requests" in its message
     or that of a cause. `insufficient_quota`, content filters and an open circuit are never retried. A generator is
-    retried until its first item is out. At the end the function's own last error is raised, with a note.
+    retried until its first item is out. At the end the function's own last error is raised, with a note, also where a
+    layer beneath refuses a retry.
 
     Args:
         function: The function, where the decorator is used bare.

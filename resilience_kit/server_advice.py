@@ -151,8 +151,9 @@ def advice_from_error(error: BaseException) -> ServerAdvice:
     """
     advice = _SILENCE
     for link in _chain(error):
-        headers = _attribute(_attribute(link, "response"), "headers") or _attribute(link, "headers")
-        advice = advice_from_headers(headers)
+        advice = advice_from_headers(_attribute(_attribute(link, "response"), "headers"))
+        if advice == _SILENCE:
+            advice = advice_from_headers(_attribute(link, "headers"))
         if advice != _SILENCE:
             break
     if advice.retry_after is None:
@@ -258,8 +259,12 @@ def is_service_failure(error: BaseException) -> bool:
 def _headers_about_limits(headers: object) -> dict[str, str]:
     if not isinstance(headers, Mapping | Message):
         return {}
+    try:
+        items = [*headers.items()]
+    except Exception:  # noqa: BLE001 - a parser that fails on a header must not replace the error that is being judged
+        return {}
     said = {}
-    for key, value in headers.items():
+    for key, value in items:
         name, text = _text(key).lower().replace("x-rate-limit-", "x-ratelimit-"), _text(value)
         if name.startswith(("x-ratelimit-", "retry-after", "x-ms-retry-after")) and len(text) <= _MAX_HEADER:
             said[name] = text.strip()

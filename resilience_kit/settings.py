@@ -14,7 +14,9 @@ from resilience_kit.store_urls import checked_store_url
 
 __all__ = ["ResilienceSettings", "configure", "current_settings"]
 
-Count = Annotated[int, Field(gt=0)]
+# Above it a float, as of shares and times, does not tell two numbers apart, nor does the store.
+_MOST = 2**53
+Count = Annotated[int, Field(gt=0, le=_MOST)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 StoreUrl = Annotated[SecretStr, AfterValidator(lambda url: SecretStr(checked_store_url(url.get_secret_value())))]
@@ -52,7 +54,7 @@ class ResilienceSettings(BaseSettings):
     """Calls in any minute."""
     tokens_per_minute: Count = 150_000
     """Tokens in any minute, of prompts and of the most that answers may have."""
-    max_retries: Annotated[int, Field(ge=0)] = 3
+    max_retries: Annotated[int, Field(ge=0, le=_MOST)] = 3
     """Attempts after the first."""
     initial_backoff_seconds: Seconds = 1.0
     """Seconds before the first retry, where the server names none."""
@@ -76,7 +78,7 @@ class ResilienceSettings(BaseSettings):
     """The Valkey or Redis server whose users share limits, circuits and budgets; none: each process has its own."""
     resilience_store_prefix: Annotated[str, Field(pattern=r"^[^\s{}]+$")] = "resilience"
     """What all keys in the store begin with: who has another prefix shares nothing."""
-    resilience_store_deadline_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.25
+    resilience_store_deadline_seconds: Annotated[float, Field(gt=0, le=3_600, allow_inf_nan=False)] = 0.25
     """Seconds that a call to the store may take."""
     on_store_failure: OnStoreFailure = "local"
     """While the store is gone: keep to a share of each limit, refuse all calls, or use each limit as if alone."""

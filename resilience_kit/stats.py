@@ -199,15 +199,15 @@ _lock = threading.RLock()
 _counts = _Counts()
 
 
-def _before_fork() -> None:
-    # the copy of the process starts with budgets of its own
-    _take_in_unheard()
-    # so that no other thread holds it in the copy
-    _lock.acquire()
+def _start_anew() -> None:
+    # with the limits, circuits and budgets, which start with nothing in a forked child
+    _counts.take(_Counts())
+    _lock.release()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_lock.release, after_in_child=_lock.release)
+    # held over the fork, so that no other thread is in the midst of counting
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_start_anew)
 
 
 @contextmanager

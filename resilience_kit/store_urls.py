@@ -50,7 +50,8 @@ def secrets_of(url: str) -> frozenset[str]:
 def place_of(url: str) -> str:
     """The server of a URL, without user and password: its host and port, or its path."""
     parts = urlsplit(url)
-    return unquote(parts.path) if parts.scheme == "unix" else f"{parts.hostname}:{parts.port or 6379}"
+    place = unquote(parts.path) if parts.scheme == "unix" else f"{parts.hostname}:{parts.port or 6379}"
+    return place if place.isprintable() else repr(place)
 
 
 def _problem(url: str) -> str | None:

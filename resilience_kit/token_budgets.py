@@ -1,11 +1,11 @@
 """The budgets that agents share by name: what each may use in a period, has used, and holds for calls under way."""
 
-import threading
 from dataclasses import dataclass
 
 from resilience_kit import call_tokens, pricing
 from resilience_kit.errors import TokenBudgetExceededError
 from resilience_kit.events import BudgetRefused, BudgetWaiting, emit
+from resilience_kit.forking import new_reentrant_lock
 from resilience_kit.registry import Registry, Value, effective
 from resilience_kit.waiting import Waiting, now
 
@@ -73,7 +73,7 @@ class Budget:
         # without a bound there is nothing to count and to reserve
         self.is_bounded = self._limit_tokens is not None or self._limit_usd is not None
         # Reentrant: a stream that the garbage collector drops is settled wherever its thread happens to be.
-        self._lock = threading.RLock()
+        self._lock = new_reentrant_lock()
         self._period = 0
         self._period_start: float | None = None
         self._used = NOTHING

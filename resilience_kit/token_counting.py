@@ -4,7 +4,7 @@ Without the extra, tiktoken's own cache or download is used. Where neither is at
 side, and a warning says so once.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from resilience_kit.image_tokens import image_tokens
@@ -37,6 +37,9 @@ _ATTACHMENTS = frozenset({"image_url", "input_image", "image_file", "input_audio
 # Parts of a JSON schema that are not spelt out, but counted by their size.
 _OTHER_SCHEMAS = ("anyOf", "oneOf", "allOf", "$defs")
 
+# Of a message that JSON cannot say either.
+NESTED = "A message is nested too deeply, or in itself"
+
 # Keys whose values do not reach the model as text.
 _NOT_PROMPT = frozenset(
     {"type", "id", "call_id", "tool_call_id", "status", "annotations", "logprobs", "audio", "encrypted_content"}
@@ -61,7 +64,11 @@ def count_tokens(text_or_messages: str | Iterable[object], *, model: str = DEFAU
     """
     if isinstance(text_or_messages, str):
         return count_text(text_or_messages, model)
-    return REPLY_TOKENS + sum(sum(measure(message, model)) for message in as_messages(text_or_messages))
+    messages = as_messages(text_or_messages)
+    try:
+        return REPLY_TOKENS + sum(sum(measure(message, model)) for message in messages)
+    except RecursionError:
+        raise TypeError(NESTED) from None
 
 
 def estimate_request_tokens(request: Mapping[str, object], *, model: str | None = None) -> int:
@@ -83,11 +90,16 @@ def estimate_request_tokens(request: Mapping[str, object], *, model: str | None 
     if model is None:
         named = request.get("model")
         model = named if isinstance(named, str) else DEFAULT_MODEL
-    prompt = sum(_prompt_tokens(request.get(key), model) for key in ("messages", "input", "prompt", "instructions"))
-    prompt += sum(_tools_tokens(request.get(key), model) for key in ("tools", "functions"))
-    prompt += _printed_tokens(request.get("response_format"), model)
+    prompt = sum(_understood(count, request.get(key), model) for key, count in _PROMPT.items())
     answer = _largest(request, ("max_tokens", "max_completion_tokens", "max_output_tokens"), default=0)
     return prompt + answer * _largest(request, ("n", "best_of"), default=1)
+
+
+def _understood(count: Callable[[object, str], int], value: object, model: str) -> int:
+    try:
+        return count(value, model)
+    except Exception:  # noqa: BLE001 - a value may be anything; one that cannot be read through cannot be sent either
+        return 0
 
 
 def as_messages(messages: object) -> list[dict[str, Any]]:
@@ -112,9 +124,12 @@ def fields_of(value: object) -> dict[str, Any] | None:
     """Return a copy of a dict's or a pydantic object's fields; None for all else, mocks and classes included."""
     if isinstance(value, dict):  # most of them: asking for a Mapping takes longer
         return value.copy()
-    if not isinstance(value, Mapping | type) and hasattr(value, "model_dump"):
-        value = value.model_dump(exclude_none=True)
-    return dict(value) if isinstance(value, Mapping) else None
+    try:
+        if not isinstance(value, Mapping | type) and hasattr(value, "model_dump"):
+            value = value.model_dump(exclude_none=True)
+        return dict(value) if isinstance(value, Mapping) else None
+    except Exception:  # noqa: BLE001 - an object that does not say what it holds may mean something to the function
+        return None
 
 
 def measure(message: Mapping[str, Any], model: str) -> tuple[int, int]:
@@ -231,3 +246,10 @@ def _prompt_tokens(prompt: object, model: str) -> int:
 def _largest(request: Mapping[str, object], keys: tuple[str, ...], *, default: int) -> int:
     numbers = [value for value in map(request.get, keys) if isinstance(value, int)]
     return max([default, *numbers])
+
+
+_PROMPT: dict[str, Callable[[object, str], int]] = {
+    **dict.fromkeys(("messages", "input", "prompt", "instructions"), _prompt_tokens),
+    **dict.fromkeys(("tools", "functions"), _tools_tokens),
+    "response_format": _printed_tokens,
+}

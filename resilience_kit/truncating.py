@@ -7,6 +7,7 @@ from typing import Any
 
 from resilience_kit.text_tokens import PIECES, count_text, estimate_text
 from resilience_kit.token_counting import (
+    NESTED,
     REPLY_TOKENS,
     as_messages,
     fields_of,
@@ -52,16 +53,12 @@ def truncate_text(text: str, *, max_tokens: int, model: str = DEFAULT_MODEL) -> 
     max_tokens = max(0, max_tokens)
     if count_text(text, model) <= max_tokens:
         return text
-    # Surrogate pairs are joined, and lone ones, which no request can carry, left out.
-    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "ignore")
     encoding = encoding_for(model)
     if encoding is None:
-        return text[
-            : bisect_right(range(1, len(text) + 1), max_tokens, key=lambda length: estimate_text(text[:length]))
-        ]
+        return _estimated_beginning(text, max_tokens)
     tokens: list[int] = []
     for piece in PIECES.finditer(text):
-        tokens += encoding.encode_ordinary(piece[0])
+        tokens += encoding.encode_ordinary(_sendable(piece[0]))
         if len(tokens) > max_tokens:
             break
     kept = max_tokens
@@ -73,6 +70,24 @@ def truncate_text(text: str, *, max_tokens: int, model: str = DEFAULT_MODEL) -> 
         if excess <= 0:
             return beginning
         kept = max(0, kept - excess)
+
+
+def _estimated_beginning(text: str, max_tokens: int) -> str:
+    beginning, left = "", max_tokens
+    for piece in PIECES.finditer(text):
+        more = _sendable(piece[0])
+        tokens = estimate_text(more)
+        if tokens > left:
+            lengths = range(1, len(more) + 1)
+            return beginning + more[: bisect_right(lengths, left, key=lambda length: estimate_text(more[:length]))]
+        beginning += more
+        left -= tokens
+    return beginning
+
+
+def _sendable(text: str) -> str:
+    """Join surrogate pairs, and leave lone ones out, which no request can carry."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "ignore")
 
 
 def truncate_messages(messages: Iterable[object], *, max_tokens: int, model: str = DEFAULT_MODEL) -> Truncation:
@@ -98,7 +113,10 @@ def truncate_messages(messages: Iterable[object], *, max_tokens: int, model: str
         20
     """
     items = as_messages(messages)
-    sizes = [measure(item, model) for item in items]
+    try:
+        sizes = [measure(item, model) for item in items]
+    except RecursionError:
+        raise TypeError(NESTED) from None
     before = REPLY_TOKENS + sum(map(sum, sizes))
     if before <= max_tokens:
         return Truncation(items, before, before, 0, 0, fits=True)

@@ -6,12 +6,15 @@ import gzip
 import hashlib
 import importlib.metadata
 import logging
+import os
 import re
 import threading
 import zlib
 from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from resilience_kit.forking import new_lock
 
 if TYPE_CHECKING:
     import tiktoken
@@ -53,8 +56,8 @@ _PATTERNS = {
 _DOWNLOAD_SECONDS = 5.0
 
 # By model and by encoding, so that asking whether one is loaded costs one look-up. A failure stays: it isn't retried.
-_encodings: dict[str, "Future[tiktoken.Encoding]"] = {}
-_loading = threading.Lock()
+_encodings: dict[str, "tiktoken.Encoding | Future[tiktoken.Encoding]"] = {}
+_loading = new_lock()
 
 
 def is_ready(model: str = DEFAULT_MODEL) -> bool:
@@ -78,15 +81,32 @@ def load(model: str = DEFAULT_MODEL) -> None:
     name = encoding_name(model)
     with _loading:
         if name not in _encodings:
-            _encodings[name] = _load_encoding(name)
+            _encodings[name] = _settled(_load_encoding(name))
         _encodings[model] = _encodings[name]
 
 
 def encoding_for(model: str) -> "tiktoken.Encoding | None":
     """Return the encoding that counts for a model, loading it if need be; None where tokens must be estimated."""
     load(model)
-    future = _encodings[model]
-    return future.result() if future.done() and future.exception() is None else None
+    encoding = _encodings[model]
+    if isinstance(encoding, Future):
+        encoding = _encodings[model] = _settled(encoding)
+    return None if isinstance(encoding, Future) else encoding
+
+
+def _settled(future: "Future[tiktoken.Encoding]") -> "tiktoken.Encoding | Future[tiktoken.Encoding]":
+    return future.result() if future.done() and future.exception() is None else future
+
+
+def _forget_unfinished() -> None:
+    """Load anew in a forked child what a thread of its parent was loading; to ask a future might wait for that one."""
+    for name, encoding in [*_encodings.items()]:
+        if isinstance(encoding, Future):
+            del _encodings[name]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_unfinished)
 
 
 @functools.lru_cache(maxsize=256)

@@ -142,7 +142,8 @@ class ThreadWaiting:
         if mode.skips_waiting:
             _skip(seconds)
         else:
-            time.sleep(seconds)  # noqa: ASYNC251 - a sync function is waiting: no event loop runs this
+            # time.sleep() takes no more
+            time.sleep(min(seconds, threading.TIMEOUT_MAX))  # noqa: ASYNC251 - a sync function is waiting: no event loop runs this
 
     async def offload(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call it here: the thread may block."""

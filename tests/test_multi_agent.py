@@ -432,8 +432,10 @@ async def test_processes_share_the_questions_and_what_they_did_is_added_up(servi
     assert (run.requests, run.tokens) == (seen.requests, seen.prompt_tokens + seen.completion_tokens)
 
 
-async def test_processes_with_a_store_take_from_one_quota_in_it(service):
-    with shared_store() as store:
+async def test_processes_with_a_store_take_from_one_quota_in_it():
+    # of minutes, since the store forgets what lies further back than a window
+    quota = Quota(requests=6_000, tokens=1_000_000, period=60.0)
+    with shared_store() as store, simulated_service(quota) as service:
         run = await run_processes(service, QUESTIONS[:4], 2, protected=True, store=store)
         with redis.Redis.from_url(store) as client:
             assert client.exists(f"resilience:{{limit:{QUOTA}}}:quota")

@@ -807,7 +807,7 @@ def test_an_argument_that_cannot_work_is_refused_when_it_is_written(arguments):
         rate_limited("chat", **arguments)
 
 
-@pytest.mark.parametrize("what", [5, None, object(), "text"], ids=repr)
+@pytest.mark.parametrize("what", [5, None, object(), "text"], ids=lambda what: type(what).__name__)
 def test_what_is_not_a_function_is_not_decorated(what):
     with pytest.raises(ConfigurationError, match="rate_limited"):
         rate_limited(what) if not isinstance(what, str) else rate_limited("chat")(what)

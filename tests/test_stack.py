@@ -55,6 +55,31 @@ def warned_of(code):
     assert caught[0].filename == __file__
 
 
+# --- what the caller sees ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bound", "refusal"),
+    [
+        ({"failure_threshold": 2}, "CircuitOpenError: circuit 'chat' is open"),
+        ({"requests_per_minute": 12, "max_wait": 1}, "RateLimitTimeoutError: rate limit 'chat'"),
+    ],
+)
+def test_a_retry_that_is_refused_leaves_the_callers_error_to_be_the_functions_own(bound, refusal):
+    errors = []
+
+    @resilient("chat", initial_backoff=0, min_interval=0, **bound)
+    def fail():
+        errors.append(ConnectionError("the service is down"))
+        raise errors[-1]
+
+    with pytest.raises(ConnectionError) as raised:
+        fail()
+    assert raised.value is errors[1]
+    (note,) = raised.value.__notes__
+    assert note.startswith(f"resilience_kit: attempt 3 was refused: {refusal}")
+
+
 # --- orders that do harm ---------------------------------------------------------------------------------------------
 
 

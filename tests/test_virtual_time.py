@@ -4,6 +4,7 @@ import asyncio
 import time
 
 import pytest
+from aiolimiter import AsyncLimiter
 
 from resilience_kit.virtual_time import VirtualTimeLoop
 
@@ -48,3 +49,13 @@ def test_tasks_wake_in_the_order_of_their_timers(runner):
 def test_a_wait_that_nothing_ends_is_an_error_and_does_not_hang(runner):
     with pytest.raises(RuntimeError, match="everything waits"):
         runner.run(asyncio.Event().wait())
+
+
+def test_a_timer_that_is_due_at_once_lets_time_pass(runner):
+    async def fill_for_ten_seconds():
+        limiter, clock = AsyncLimiter(10, 1), asyncio.get_running_loop().time
+        while clock() < 10:
+            await limiter.acquire()
+        return clock()
+
+    assert runner.run(fill_for_ten_seconds()) == pytest.approx(10, abs=0.2)

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Unpack
 
 from resilience_kit.azure.clients import ResilientAsyncAzureOpenAI
+from resilience_kit.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from semantic_kernel.connectors.ai.open_ai import AzureChatCompletion
@@ -58,6 +59,12 @@ def create_resilient_azure_service(
         raise ImportError(
             "create_resilient_azure_service needs Semantic Kernel: pip install 'resilience-kit[semantic-kernel]'"
         ) from error
+    if api_key is not None and (ad_token is not None or ad_token_provider is not None):
+        # openai 3.57 refuses both, 3.0 sends one of them
+        raise ConfigurationError(
+            f"create_resilient_azure_service({service_id!r}) was given a key and a token: leave out api_key, or "
+            "ad_token and ad_token_provider"
+        )
     client = ResilientAsyncAzureOpenAI(
         name=name,
         agent=agent_name,

@@ -201,14 +201,16 @@ class Connection:
         if isinstance(error, ResponseError) and text.startswith(_SIGNS_OF_GARBAGE):
             names = ", ".join(keys)
             return StoreContentError(f"what lies in the store under {names!r} is not what the kit put there", key=names)
-        # on garbage from the server, its parser raises what int() does
-        if not isinstance(error, RedisError | OSError | EOFError | ValueError):
+        # on garbage from the server, its parser raises what int() does, or calls itself too often
+        if not isinstance(error, RedisError | OSError | EOFError | ValueError | RecursionError):
             return None
         reason = type(error).__name__
         if isinstance(error, TimeoutError) and not text:
             text = f"no answer within {self.deadline} s"
         for secret in self._secrets:
             text = text.replace(secret, "***")
+        # a server says what it likes
+        text = text if text.isprintable() else repr(text)
         return StoreUnavailableError(f"the store at {self.place}: {reason}: {text}", name=self.prefix, reason=reason)
 
     def close(self) -> None:

@@ -10,7 +10,6 @@ the store, and tells what it used when the store is back. Until all have told th
 
 import math
 import secrets
-import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from typing import Any
 from resilience_kit.errors import ConfigurationError, StoreUnavailableError
 from resilience_kit.fleet.connection import Argument, packaged_script
 from resilience_kit.fleet.fleets import Fleet
+from resilience_kit.forking import new_lock
 from resilience_kit.registry import mode
 from resilience_kit.settings import current_settings
 from resilience_kit.token_budgets import (
@@ -118,7 +118,7 @@ class FleetBudget(Budget):
         # another budget of this name in this process, as in a test, is another one for the store
         self._holder = secrets.token_hex(8)
         # Not reentrant, unlike settle(): the garbage collector may call that one in the midst of all else here.
-        self._guard = threading.Lock()
+        self._guard = new_lock()
         self._settled: deque[tuple[Reservation, _Units]] = deque()
         self._is_telling = False
         # the period in the store; with no epoch, one that only this process knows

@@ -234,6 +234,11 @@ class FleetLedger:
             self._leases.last_longer()
         return is_late
 
+    def is_asking(self, since: float) -> bool:
+        """Whether the store has been asked and has not answered; no longer than a call to it may take, from `since`."""
+        current = now()
+        return current < self._asking_until and current < since + self._fleet.connection.deadline
+
     def freed(self) -> None:
         """Note that a call of this process has ended."""
         if self._wants_slot:

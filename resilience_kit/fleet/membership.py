@@ -20,6 +20,7 @@ from typing import Any
 from resilience_kit import events
 from resilience_kit.errors import StoreContentError, StoreUnavailableError
 from resilience_kit.fleet.connection import Connection, packaged_script
+from resilience_kit.forking import new_lock
 
 News = dict[str, Any]
 
@@ -67,7 +68,7 @@ class Member:
         self.noticed_within = beat + connection.deadline
         self._lease = lease
         self._members = connection.key("members")
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._lost_at: float | None = None
         self._end = threading.Event()
         self._has_warned: set[str] = set()

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from resilience_kit import events
 from resilience_kit.errors import ConfigurationError
+from resilience_kit.forking import new_lock
 from resilience_kit.monitoring import log_events
 from resilience_kit.retrying import retry_on_429
 from resilience_kit.validating import is_number
@@ -208,7 +209,7 @@ class Courier:
     def __init__(self, deliver: Deliver) -> None:
         self._deliver = deliver
         self._waiting: deque[Alert] = deque(maxlen=_MOST_WAITING)
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._thread: threading.Thread | None = None
         self._is_failing = False
 
@@ -259,12 +260,17 @@ class Courier:
 
 
 def _checked_url(url: str) -> str:
+    import httpx2
+
     expected = "Webhook(url=...): expected https:// or http:// and a host, without a user and a password in it"
     try:
         parts = urlsplit(url)
         is_fine = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None
         is_fine = is_fine and (parts.port is None or parts.port > 0)
-    except ValueError:
+        if is_fine:
+            # which has an opinion of its own
+            httpx2.URL(url)
+    except (ValueError, httpx2.InvalidURL):
         is_fine = False
     if not is_fine:
         # from None: the message of what was raised may hold it

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from resilience_kit.errors import ConfigurationError
 from resilience_kit.monitoring.measures import Sample
+from resilience_kit.monitoring.visible_text import visible
 from resilience_kit.validating import is_number
 
 __all__ = ["DEFAULT_RULES", "Rule", "Silence", "load_rules"]
@@ -160,9 +161,10 @@ def load_rules(path: str | Path) -> RuleFile:
     try:
         said = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: expected TOML: {error}") from error
+        raise ConfigurationError(f"{visible(path)}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        # of bytes that are no text, text that is no TOML, a number that is too long, and what is nested too deeply
+        raise ConfigurationError(f"{visible(path)}: expected TOML: {visible(error)}") from error
     _check_keys(path, "", said, ("keep_defaults", "rules", "silences"))
     keeps = said.get("keep_defaults", True)
     if not isinstance(keeps, bool):
@@ -215,7 +217,9 @@ def _rule(path: str | Path, name: str, table: object, default: Rule | None) -> R
     if default is None:
         for key in ("measure", "above"):
             if key not in given:
-                raise ConfigurationError(f"{path}: {where}: {key} is missing: expected {_EXPECTED[key]}")
+                raise ConfigurationError(
+                    f"{visible(path)}: {visible(where)}: {key} is missing: expected {_EXPECTED[key]}"
+                )
         complete: dict[str, Any] = {field.name: field.default for field in fields(Rule)} | given
     else:
         complete = {field.name: getattr(default, field.name) for field in fields(Rule)} | given
@@ -239,7 +243,7 @@ def _silence(path: str | Path, where: str, table: object, rules: Iterable[str]) 
     if not isinstance(until, datetime) or until.tzinfo is None:
         raise _bad(path, f"{where}.until", until, "a date with a time and its offset, as 2027-01-31T08:00:00Z")
     rule, name = table.get("rule"), table.get("name")
-    if rule is not None and rule not in rules:
+    if rule is not None and not (isinstance(rule, str) and rule in rules):
         raise _bad(path, f"{where}.rule", rule, f"one of {_listed(rules)}")
     if name is not None and not isinstance(name, str):
         raise _bad(path, f"{where}.name", name, "a text")
@@ -291,11 +295,15 @@ def _check_keys(path: str | Path, where: str, table: Mapping[str, object], known
 
 
 def _bad(path: str | Path, key: str, value: object, expected: str) -> ConfigurationError:
-    return ConfigurationError(f"{path}: {key} = {value!r}: expected {expected}")
+    try:
+        written = repr(value)
+    except RecursionError:
+        written = "what is nested too deeply"
+    return ConfigurationError(f"{visible(path)}: {visible(key)} = {written}: expected {expected}")
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names))
+    return ", ".join(map(visible, sorted(names)))
 
 
 DEFAULT_RULES = (

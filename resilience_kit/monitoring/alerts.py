@@ -5,13 +5,13 @@ Time comes from the samples alone, so what is told depends on nothing else.
 
 import logging
 import math
-import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from resilience_kit.errors import ConfigurationError
+from resilience_kit.forking import new_lock
 from resilience_kit.monitoring.alert_delivery import Courier, Deliver, log_alert
 from resilience_kit.monitoring.alert_measures import Meter, Values, meter_of, only, text_of
 from resilience_kit.monitoring.alert_rules import DEFAULT_RULES, Rule, Silence, check_rules, load_rules
@@ -201,7 +201,7 @@ class Alerts:
         self._silences = tuple(silences)
         self._couriers = [Courier(each) for each in deliver]
         self._current: tuple[Alert, ...] = ()
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     def take(self, sample: Sample) -> list[Alert]:
         """Look at all rules with the next sample. Nothing that a rule or a delivery does is raised here.

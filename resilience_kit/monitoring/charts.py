@@ -1,6 +1,7 @@
 """Line charts as inline SVG: no script, no file beside it, and colours from the page's own style."""
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
@@ -92,7 +93,7 @@ def _y(value: float, most: float) -> float:
 
 def _nice(value: float) -> float:
     """The next of 1, 2 or 5 times a power of ten."""
-    if value <= 0:
+    if value < sys.float_info.min:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
     return next(step * power for step in (1, 2, 5, 10) if step * power >= value * 0.999_999)

@@ -6,7 +6,6 @@ nobody waits for the store; what a process put there is gone a few seconds after
 
 import logging
 import re
-import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from typing import Any
 from resilience_kit.errors import ConfigurationError, StoreContentError, StoreUnavailableError
 from resilience_kit.fleet.connection import Argument, packaged_script
 from resilience_kit.fleet.fleets import Fleet, current_fleet
+from resilience_kit.forking import new_lock
 from resilience_kit.monitoring.measures import Sample, merge, packed, unpacked
 
 # A minute of seconds.
@@ -63,7 +63,7 @@ class FleetSamples:
 
     def __init__(self, fleet: Fleet | None = None) -> None:
         self._given = fleet
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._unsent: deque[bytes] = deque(maxlen=_MOST_SAMPLES)
         self._total: Sample | None = None
         self._fleet: Fleet | None = None

@@ -4,7 +4,6 @@ Off unless you make a `Forecaster` and subscribe it. It changes no call: a warni
 advice is up to you. Needs the extra `forecast`, which is river.
 """
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 
 from resilience_kit.errors import ConfigurationError
 from resilience_kit.events import BudgetSettled, Event, PeakExpected, emit
+from resilience_kit.forking import new_lock
 from resilience_kit.monitoring.forecast_series import NewModel, Series
 from resilience_kit.validating import is_number
 
@@ -123,7 +123,7 @@ class Forecaster:
         # A listener must not wait, and the garbage collector may end one call while its thread counts another: calls
         # are queued, and taken from the queue by whoever finds the lock free.
         self._queue: deque[tuple[str, float, int]] = deque(maxlen=_MOST_QUEUED)
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._total: Series | None = None
         self._agents: dict[str, Series] = {}
         self._looked_for_peak: int | None = None

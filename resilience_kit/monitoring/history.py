@@ -19,6 +19,7 @@ from typing import Self
 from resilience_kit.errors import ConfigurationError
 from resilience_kit.monitoring.history_tables import KEPT, Key, SqlAlchemyTable, SqliteTable, Table
 from resilience_kit.monitoring.measures import Sample, merge, start_of, unpacked
+from resilience_kit.monitoring.visible_text import visible
 
 DEFAULT_PLACE = "resilience-history.sqlite3"
 
@@ -306,7 +307,8 @@ class History:
 def _told(error: Exception) -> str:
     """What went wrong: SQLite's own words hold nothing but its own; other databases' may quote what was asked."""
     name = type(error).__name__
-    return f"{name}: {error}" if type(error).__module__ == "sqlite3" else name
+    # a file from elsewhere may have tables of any name
+    return f"{name}: {visible(error)}" if type(error).__module__ == "sqlite3" else name
 
 
 _all: "weakref.WeakSet[History]" = weakref.WeakSet()

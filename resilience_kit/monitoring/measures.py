@@ -44,6 +44,8 @@ _MOST_READINGS = 10_000
 _MOST_VALUES = 100
 _LONGEST_NAME = 1_000
 _LATEST = 1e11
+# Sums of larger ones, and what is computed with them, might be more than a number can be.
+_LARGEST = 1e100
 # A sample of ten thousand readings is smaller.
 MOST_BYTES = 16 << 20
 
@@ -231,7 +233,8 @@ def unpacked(data: Any) -> Sample:
         ConfigurationError: It is something else.
     """
     try:
-        text = zlib.decompressobj().decompress(bytes(data), MOST_BYTES)
+        # of a number, bytes() would make so many zeros
+        text = b"" if isinstance(data, int) else zlib.decompressobj().decompress(bytes(data), MOST_BYTES)
     except (zlib.error, TypeError, ValueError):
         text = b""
     return Sample.from_json(text)
@@ -368,7 +371,7 @@ def _amount(value: Any) -> float:
 
 
 def _gauge(value: Any) -> Gauge:
-    if value is None or _is_name(value) or is_number(value):
+    if value is None or _is_name(value) or (is_number(value) and abs(value) <= _LARGEST):
         return value  # type: ignore[no-any-return]  # one of a gauge's types, as was just seen
     raise _not_ours("gauge")
 
@@ -386,7 +389,7 @@ def _histogram(value: Any) -> Histogram:
 
 
 def _is_amount(value: Any) -> bool:
-    return is_number(value) and value >= 0
+    return is_number(value) and 0 <= value <= _LARGEST
 
 
 def _is_name(value: Any) -> bool:

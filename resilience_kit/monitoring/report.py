@@ -15,6 +15,7 @@ from resilience_kit.monitoring.charts import Line, Point, chart
 from resilience_kit.monitoring.costs import Costs, Spending, costs_of
 from resilience_kit.monitoring.history import History
 from resilience_kit.monitoring.measures import Histogram, Reading, Sample, merge, merge_by, start_of
+from resilience_kit.monitoring.visible_text import visible, visible_lines
 
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 7 * 86_400}
 _SINCE = re.compile(r"(\d{1,6}(?:\.\d{1,3})?)([smhdw])")
@@ -25,7 +26,9 @@ _STEPS = (1, 5, 10, 30, 60, 300, 900, 1_800, 3_600, 3 * 3_600, 6 * 3_600, 86_400
 # A table's first ones; the CSV has all.
 _MOST_ROWS = 100
 # A program for tables may take what begins so for a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@", "\t", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+# As long as a name of a history may be.
+_LONGEST = 1_000
 
 _STYLE = """
 :root { color-scheme: light dark; --text: #1d2530; --faint: #5b6675; --line: #d5dae1; --back: #ffffff; --card: #f5f7f9;
@@ -116,7 +119,8 @@ def report_on(
         True
     """
     end = time.time() if now is None else now
-    start = end - seconds
+    # nothing was measured before, and no calendar goes back as far as some would
+    start = max(0.0, end - seconds)
     step = next((it for it in _STEPS if seconds / it <= _MOST_POINTS), math.ceil(seconds / _MOST_POINTS / _DAY) * _DAY)
     # what is kept for so long, and read in no time
     resolution = _HOUR if seconds > 2 * _DAY else _MINUTE if seconds > _HOUR else 1
@@ -145,7 +149,10 @@ def to_csv(report: Report) -> str:
         at = datetime.fromtimestamp(sample.at, UTC).isoformat(timespec="seconds")
         for reading in sample.readings:
             whose = at, f"{sample.seconds:.3f}", _plain(sample.process), _plain(reading.section), _plain(reading.name)
-            writer.writerows((*whose, _plain(name), value) for name, value in _figures(reading))
+            writer.writerows(
+                (*whose, _plain(name), _plain(value) if isinstance(value, str) else value)
+                for name, value in _figures(reading)
+            )
     return text.getvalue()
 
 
@@ -204,10 +211,10 @@ def _costs(costs: Costs) -> str:
         f'<p class="faint">The last figure is made from {escape(costs.projected_from)}.</p>',
     ]
     if costs.unpriced_models:
-        names = ", ".join(map(escape, costs.unpriced_models))
+        names = ", ".join(map(_escaped, costs.unpriced_models))
         parts.append(f"<p>No price is known for all calls of {names}: what they cost comes on top.</p>")
     if costs.unpriced_agents:
-        names = ", ".join(map(escape, costs.unpriced_agents))
+        names = ", ".join(map(_escaped, costs.unpriced_agents))
         parts.append(f"<p>Calls of these agents have no known price, or did not say what they used: {names}.</p>")
     for title, today, month in (
         ("Agent", costs.today_by_agent, costs.month_by_agent),
@@ -417,10 +424,16 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     if not rows:
         return ""
     head = "".join(f'<th scope="col">{escape(it)}</th>' for it in heads)
-    shown = "".join(f"<tr>{''.join(f'<td>{escape(it)}</td>' for it in row)}</tr>" for row in rows[:_MOST_ROWS])
+    shown = "".join(f"<tr>{''.join(f'<td>{_escaped(it)}</td>' for it in row)}</tr>" for row in rows[:_MOST_ROWS])
     more = f'<p class="faint">{len(rows) - _MOST_ROWS} more are in the CSV.</p>' if len(rows) > _MOST_ROWS else ""
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{shown}</tbody></table></div>{more}'
 
 
+def _escaped(text: str) -> str:
+    return escape(visible(text, longest=_LONGEST))
+
+
 def _plain(text: str) -> str:
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    # line breaks and tabs are data; a carriage return, which csv does not quote, ends a line for some readers
+    shown = "\t".join(map(visible_lines, text.split("\t")))
+    return f"'{shown}" if shown.startswith(_FORMULA) else shown

@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from resilience_kit import events, stats
 from resilience_kit.events import Admitted, Answered, Event
+from resilience_kit.forking import new_lock
 from resilience_kit.monitoring.measures import Histogram, Reading, Sample, merge, start_of
 from resilience_kit.monitoring.sinks import Sink, SinkThread
 
@@ -341,12 +342,10 @@ def _wait_for(threads: Iterable[threading.Thread | None]) -> None:
 
 _all: "weakref.WeakSet[Sampler]" = weakref.WeakSet()
 _shared: Sampler | None = None
-_shared_lock = threading.Lock()
+_shared_lock = new_lock()
 
 
 def _stop_in_child() -> None:
-    global _shared_lock  # noqa: PLW0603 - the thread that may hold it is not in the child
-    _shared_lock = threading.Lock()
     for sampler in [*_all]:
         sampler._leave_parent()  # noqa: SLF001 - its own class
 

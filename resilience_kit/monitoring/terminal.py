@@ -108,7 +108,7 @@ def drawn(
     everyone = len(overview.alerts) + len(_ill(overview)) + len(overview.limits) + len(overview.agents)
     left = everyone - len(alerts) - len(circuits) - len(limits) - len(agents)
     more = f"{left} more rows do not fit. " if left else ""
-    when = time.strftime("%H:%M:%S", time.localtime(overview.at))
+    when = _clock(overview.at)
     parts += [Text(), Text(f"{more}{when}, {visible(overview.source)}", style="dim")]
     return Group(*parts)
 
@@ -156,7 +156,7 @@ def _headline(overview: Overview) -> Text:
 def _alert(alert: "AlertRow") -> Text:
     colour = "bold red" if alert.severity == "critical" else "yellow"
     line = Text(f"{visible(alert.severity)} ", style=colour)
-    since = "" if alert.since is None else time.strftime(" since %H:%M:%S", time.localtime(alert.since))
+    since = "" if alert.since is None else f" since {_clock(alert.since)}"
     line.append(f"{visible(alert.rule)} {visible(alert.name)}{since}: {visible(alert.message)}", style="default")
     return line
 
@@ -203,7 +203,7 @@ def _lines_of(limit: LimitRow) -> Iterator[tuple[tuple[str, str, str, str], floa
 
 def _bar(share: float, width: int, *, is_ascii: bool) -> Text:
     full, empty = "#." if is_ascii else "█░"
-    filled = min(width, max(0, round(share * width)))
+    filled = max(0, round(min(share, 1.0) * width))
     colour = "red" if share >= 1 else "yellow" if share >= _NEAR else "green"
     return Text.assemble((full * filled, colour), (empty * (width - filled), "dim"))
 
@@ -237,6 +237,14 @@ def _short(number: float | None) -> str:
         if abs(number) >= max(size, _MANY if unit == "k" else size):
             return f"{number / size:.3g}{unit}"
     return f"{number:,.0f}"
+
+
+def _clock(at: float) -> str:
+    try:
+        return time.strftime("%H:%M:%S", time.localtime(at))
+    except (OverflowError, ValueError, OSError):
+        # a dashboard answers what it likes
+        return "--:--:--"
 
 
 def _seconds(seconds: float | None) -> str:

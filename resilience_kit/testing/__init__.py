@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from resilience_kit.lazy_names import lazy_names
 from resilience_kit.testing.modes import disabled, isolated, no_waiting
+from resilience_kit.virtual_time import VirtualTimeLoop
 
 if TYPE_CHECKING:
     from resilience_kit.testing.exchange import SimulatedAnswer, SimulatedRequest
@@ -17,6 +18,7 @@ __all__ = [
     "SimulatedAnswer",
     "SimulatedRequest",
     "SimulatorStats",
+    "VirtualTimeLoop",
     "disabled",
     "isolated",
     "no_waiting",

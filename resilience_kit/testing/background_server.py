@@ -1,6 +1,7 @@
 """An ASGI application served on loopback by uvicorn's protocol, in a thread with an event loop of its own."""
 
 import asyncio
+import os
 import socket
 import struct
 import threading
@@ -46,12 +47,17 @@ class BackgroundServer:
         self.endpoint = f"http://{host}:{self._listener.getsockname()[1]}"
         # this kind, whatever the program's policy is: close() takes the listener from it
         self._loop = asyncio.SelectorEventLoop()
+        self._process = os.getpid()
         self._thread = threading.Thread(target=self._loop.run_forever, name="azure-openai-simulator", daemon=True)
         self._thread.start()
         self._server = asyncio.run_coroutine_threadsafe(self._open(), self._loop).result()
 
     def close(self) -> None:
-        """Break all connections, end all requests, and return when nothing is left."""
+        """Break all connections, end all requests, and return when nothing is left; a forked child leaves all that."""
+        if os.getpid() != self._process:
+            # The thread is the parent's, and so is what the loop waits in: to close it would deafen the parent's.
+            self._listener.close()
+            return
         asyncio.run_coroutine_threadsafe(self._end_all(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()

@@ -1,12 +1,12 @@
 """Where each request is refused, admitted or met by a fault, and counted; safe to use from several threads."""
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from resilience_kit.forking import new_lock
 from resilience_kit.testing.faults import Fault, FaultPlan
 from resilience_kit.testing.server_windows import QuotaLevel, Refusal, ServerQuota
 from resilience_kit.testing.simulator_stats import Admission, Books, Rejection, SimulatorStats
@@ -40,7 +40,7 @@ class Reception:
     """
 
     def __init__(self, make_quota: Callable[[float], ServerQuota], fault_plan: FaultPlan, header_lag: int) -> None:
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._make_quota = make_quota
         self._quota = make_quota(time.monotonic())
         self._fault_plan = fault_plan

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import math
+import os
 import random
 import time
 from collections.abc import Callable, Iterable
@@ -176,12 +177,14 @@ class AzureOpenAISimulator:
         self._responder = responder
         self._random = random.Random(seed)  # noqa: S311 - no secret: the same seed must give the same latencies
         self._address = (host, port)
+        self._process = os.getpid()
         self._failures: list[Exception] = []
         self._server: BackgroundServer | None = None
 
     def __enter__(self) -> Self:
         if self._server is not None:
             raise RuntimeError("The simulator is running already.")
+        self._process = os.getpid()
         self._server = BackgroundServer(self._serve, *self._address)
         return self
 
@@ -219,8 +222,12 @@ class AzureOpenAISimulator:
 
     @property
     def stats(self) -> SimulatorStats:
-        """A snapshot of what the simulator saw since its start or its last reset."""
-        return self._reception.stats()
+        """A snapshot of what the simulator saw since its start or its last reset.
+
+        Raises:
+            ConfigurationError: This is a forked child; so it is with all that changes the simulator.
+        """
+        return self._own_reception().stats()
 
     def client_options(self) -> ClientOptions:
         """Return what `AzureOpenAI(**...)` and `AsyncAzureOpenAI(**...)` need."""
@@ -228,7 +235,7 @@ class AzureOpenAISimulator:
 
     def reset(self) -> None:
         """Forget what was counted, injected and raised so far; a script of faults goes on where it is."""
-        self._reception.reset()
+        self._own_reception().reset()
         self._failures.clear()
 
     def set_quota(
@@ -243,7 +250,7 @@ class AzureOpenAISimulator:
             rpm: Requests per minute; None is unlimited.
             tpm: Tokens per minute; None is unlimited.
         """
-        self._reception.set_limits(
+        self._own_reception().set_limits(
             requests=None if rpm == "unchanged" else _limit(rpm),
             tokens=None if tpm == "unchanged" else _limit(tpm),
         )
@@ -255,7 +262,15 @@ class AzureOpenAISimulator:
             fault: What goes wrong.
             times: To how many requests.
         """
-        self._reception.inject(fault, times)
+        self._own_reception().inject(fault, times)
+
+    def _own_reception(self) -> Reception:
+        if os.getpid() != self._process:
+            raise ConfigurationError(
+                "this is a forked child, and the simulator counts in the process that started it: ask and change it "
+                "there, or start another one here. Its endpoint serves both."
+            )
+        return self._reception
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._reception.in_flight() as number:

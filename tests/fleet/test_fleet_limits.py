@@ -425,6 +425,16 @@ async def test_a_call_that_is_cancelled_while_the_store_is_asked_leaves_no_slot(
     assert await ask() == "four"
 
 
+async def test_the_way_to_the_store_is_no_wait_for_a_slot(fleet):
+    @rate_limited("fleet", requests_per_minute=12, min_interval=0, max_wait=0)
+    async def ask():
+        return "four"
+
+    assert [await ask(), await ask()] == ["four", "four"]
+    with pytest.raises(RateLimitTimeoutError):
+        await ask()
+
+
 async def test_a_wait_that_is_longer_than_allowed_ends(fleet):
     @rate_limited("fleet", tokens=100_000, min_interval=0, max_wait=0.2)
     async def ask():

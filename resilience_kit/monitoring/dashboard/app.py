@@ -97,6 +97,8 @@ def application_of(figures: Figures, guard: Guard, *, has_controls: bool = False
             Route("/api/{button}", pages.known(pages.press), methods=["POST"]),
         ]
     )
+    # for a redirect, Starlette 1.10 decodes the query as UTF-8, and fails where it is not
+    application.router.redirect_slashes = False
     application.add_middleware(_Guarded, guard=guard)
     return application
 
@@ -226,7 +228,7 @@ async def _body(request: Request) -> dict[str, Any]:
             return {}
     try:
         found = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

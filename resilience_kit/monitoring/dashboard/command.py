@@ -16,6 +16,7 @@ from resilience_kit.monitoring.dashboard.serving import TOKEN_VARIABLE, check_ad
 from resilience_kit.monitoring.dashboard.sources import FleetProcesses, RecordedProcesses, Source
 from resilience_kit.monitoring.fleet_samples import FleetSamples
 from resilience_kit.monitoring.history import DEFAULT_PLACE, History
+from resilience_kit.monitoring.visible_text import visible
 from resilience_kit.settings import current_settings
 
 # Seconds that the store may take to answer: nobody waits for it but who looks at the page.
@@ -43,8 +44,10 @@ def run_dashboard(
     what = "the fleet" if store is not None else f"the history at {recorded.place}" if recorded is not None else ""
     try:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise ConfigurationError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    except (OSError, ValueError, TypeError) as error:
+        # a host that no resolver takes is one of the last two
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigurationError(f"cannot listen on {visible(host)}:{port}: {reason}") from error
     with listener:
         shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104 - compared, not listened on
         url = f"http://{f'[{shown}]' if ':' in shown else shown}:{listener.getsockname()[1]}/"
@@ -59,4 +62,4 @@ def _token(file: Path | None) -> str | None:
     try:
         return file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"--token-file {file}: cannot be read: {type(error).__name__}") from error
+        raise ConfigurationError(f"--token-file {visible(file)}: cannot be read: {type(error).__name__}") from error

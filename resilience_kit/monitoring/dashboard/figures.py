@@ -1,12 +1,12 @@
 """What the page shows, in plain JSON: of one process, or of all together."""
 
 import math
-import threading
 import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from resilience_kit.errors import ConfigurationError
+from resilience_kit.forking import new_lock
 from resilience_kit.monitoring.alerts import Alerts
 from resilience_kit.monitoring.costs import Costs, Spending, costs_of
 from resilience_kit.monitoring.dashboard.outlook import Outlook
@@ -78,7 +78,7 @@ class Figures:
         self._looked_at = 0.0
         self._outlook = outlook or Outlook()
         self._has_controls = has_controls
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._costs: tuple[float, dict[str, Any] | None] = (-math.inf, None)
 
     def now(self, process: str | None = None) -> dict[str, Any]:

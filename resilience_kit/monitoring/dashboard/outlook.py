@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from resilience_kit.errors import ConfigurationError
 from resilience_kit.events import BudgetSettled
+from resilience_kit.forking import new_lock
 from resilience_kit.monitoring.forecast import Forecast, Forecaster
 from resilience_kit.monitoring.measures import Sample, merge_by
 
@@ -48,7 +49,7 @@ class Outlook:
         self._history = history
         self._given = forecaster
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._thread: threading.Thread | None = None
         self._tried_at = 0.0
         self._learnt_until = 0.0

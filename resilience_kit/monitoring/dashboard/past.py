@@ -87,7 +87,10 @@ def columns(
         if sample.seconds > step:
             # one of a minute says the same of each of its steps
             start, length = start_of(sample, sample.seconds), sample.seconds
-        for later in range(round(max(sample.seconds, step) / step) - 1 + overlap):
+        steps = round(max(sample.seconds, step) / step) - 1 + overlap
+        # of those that are shown: a sample that others wrote may be as long as it likes
+        shown = range(max(0, round((end - seconds - start) / step)), min(steps, round((end - start) / step)))
+        for later in shown:
             stretches[start + later * step].measure(sample, start, length)
     rows = []
     for number_of_step in range(round(seconds / step)):

@@ -73,7 +73,9 @@ class Guard:
 
     def is_token(self, given: str) -> bool:
         """Whether a token is the right one, in a time that tells nothing of it."""
-        return self.token is not None and hmac.compare_digest(given.encode(), self.token.encode())
+        return self.token is not None and hmac.compare_digest(
+            given.encode(errors="surrogatepass"), self.token.encode(errors="surrogatepass")
+        )
 
     def has_bearer(self, connection: HTTPConnection) -> bool:
         """Whether a request's header has the token."""
@@ -88,7 +90,7 @@ class Guard:
             f"{expires}.{self._seal(expires)}",
             max_age=SESSION_SECONDS,
             path=connection.scope.get("root_path") or "/",
-            secure=connection.url.scheme == "https",
+            secure=connection.scope.get("scheme") == "https",
             httponly=True,
             samesite="strict",
         )
@@ -129,7 +131,10 @@ def is_loopback(host: str) -> bool:
 
 def comes_from_own_page(connection: HTTPConnection) -> bool:
     """Whether the browser says that a page of this very origin has sent a request."""
-    origin = urlsplit(connection.headers.get("origin", ""))
+    try:
+        origin = urlsplit(connection.headers.get("origin", ""))
+    except ValueError:
+        return False
     return bool(origin.netloc) and origin.netloc.lower() == connection.headers.get("host", "").lower()
 
 

@@ -2,13 +2,13 @@
 
 import math
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from resilience_kit.errors import ConfigurationError, StoreUnavailableError
+from resilience_kit.forking import new_lock
 from resilience_kit.monitoring.measures import Reading, Sample, merge
 from resilience_kit.stats import COUNTERS, get_all_resilience_stats
 
@@ -92,7 +92,7 @@ class FleetProcesses:
 
     def __init__(self, fleet: "FleetSamples") -> None:
         self._fleet = fleet
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._read_at = -_FRESH
         self._told: Sequence[ProcessSamples] = ()
         self._kept = _Kept()
@@ -147,7 +147,7 @@ class RecordedProcesses:
 
     def __init__(self, history: "History") -> None:
         self._history = history
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._read_at = -math.inf
         self._kept = _Kept()
         self._problem: str | None = None

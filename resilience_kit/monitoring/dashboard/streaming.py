@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,6 +9,8 @@ from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
+
+from resilience_kit.forking import new_lock
 
 _EVERY = 1.0
 # A browser that takes this long to read a frame has stopped reading: it may come back.
@@ -32,7 +33,7 @@ class Frames:
 
     def __init__(self, build: Callable[[str | None], dict[str, Any]]) -> None:
         self._build = build
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._newest: dict[str | None, tuple[float, str]] = {}
         self.streams = 0
 

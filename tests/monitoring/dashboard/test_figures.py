@@ -329,8 +329,7 @@ def test_a_store_that_cannot_be_used_is_told_with_what_to_do():
 def test_where_a_store_is_set_a_program_shows_its_fleet(fleet, serve):
     client = serve()
     rate_limited("fleet-chat", requests_per_minute=6_000, min_interval=0)(lambda: "four")()
-    shown = until(lambda: [it["calls_admitted"] for it in client.get("/api/now").json()["limits"]])
-    assert shown == [1]
+    assert until(lambda: [it["calls_admitted"] for it in client.get("/api/now").json()["limits"]] == [1])
     assert client.get("/api/now").json()["footer"] == "1 process; counts since each started."
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import httpx2
 import openai
 
-from benchmarks.soak_traffic import FAULT_EVERY, STACK, Books
+from benchmarks.soak_traffic import FAULT_EVERY, QUESTIONS, STACK, Books
 from resilience_kit import ResilienceError
 from resilience_kit.azure import ResilientAsyncAzureOpenAI
 from resilience_kit.testing import AzureOpenAISimulator
@@ -81,7 +81,7 @@ async def call_over_http(azure: AzureOpenAISimulator, numbers: Iterator[int]) ->
 async def _ask(client: ResilientAsyncAzureOpenAI, number: int) -> Any:
     request: Any = {
         "model": "gpt-4o",
-        "messages": [{"role": "user", "content": f"Question {number}: how many were sold?"}],
+        "messages": [{"role": "user", "content": f"Question {number % QUESTIONS}: how many were sold?"}],
         "max_tokens": 20,
     }
     if number % _STREAM_EVERY:

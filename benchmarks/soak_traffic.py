@@ -28,6 +28,9 @@ FAULT_EVERY, _LASTS_EVERY = 100, 5
 # One call in so many asks for more than there ever is.
 _TOO_MUCH_EVERY, _TOO_MUCH = 1_000, 10**13
 _ANSWER_TOKENS = 20
+# The kit remembers what so many texts count, and forgets all at once when there are 10,000: its memory would go up and
+# down by a MiB.
+QUESTIONS = 8_000
 _FAILURES_TO_OPEN = 3
 # An outage lasts for so many calls, and there is one in so many.
 _OUTAGE, _OUTAGE_EVERY = 10, 100
@@ -79,7 +82,7 @@ def question(number: int) -> Question:
     fault, is_fault = divmod(number, FAULT_EVERY)
     too_much = number % _TOO_MUCH_EVERY == 1
     return Question(
-        f"Question {number}: how many were sold?",
+        f"Question {number % QUESTIONS}: how many were sold?",
         _TOO_MUCH if too_much else _ANSWER_TOKENS,
         None if is_fault else TROUBLES[fault % len(TROUBLES)],
         lasts=fault // len(TROUBLES) % _LASTS_EVERY == _LASTS_EVERY - 1,

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from openai import AzureOpenAI
+from openai import AzureOpenAI, DefaultHttpxClient
 
 import resilience_kit
 from resilience_kit import (
@@ -32,6 +32,7 @@ from resilience_kit import (
     text_tokens,
     vocabularies,
 )
+from resilience_kit.azure import ResilientAsyncAzureOpenAI, ResilientAzureOpenAI
 from resilience_kit.circuits import circuits
 from resilience_kit.monitoring.dashboard import create_app, running
 from resilience_kit.rate_limits import rate_limits
@@ -125,6 +126,8 @@ def held_by_another_thread(lock):
 
 # of "2 + 2?"
 EXACT = 5
+# of a simulator, to "Hello!"
+ANSWER = "A simulated answer to: Hello!"
 MAKERS_OF_LOCKS = ("threading.Lock", "threading.RLock", "threading.Condition", "threading.Semaphore")
 # Each has something at the end of its module that runs at a fork, or is asked by one that has.
 RENEWED_OTHERWISE = {"forking", "history", "sampler", "sinks", "stats"}
@@ -277,6 +280,49 @@ def test_a_child_starts_a_simulator_that_its_parent_only_made():
 def ask_over_http(azure):
     with AzureOpenAI(**azure.client_options()) as client:
         client.responses.create(model="gpt-4o", input="Hello!")
+
+
+@pytest.fixture
+def client():
+    with AzureOpenAISimulator() as azure, ResilientAzureOpenAI(**azure.client_options(), min_interval=0) as client:
+        yield client
+
+
+def ask_by(client):
+    return client.responses.create(model="gpt-4o", input="Hello!").output_text
+
+
+def test_a_child_is_told_not_to_read_answers_from_its_parents_connections(client):
+    ask_by(client)
+
+    def ask_in_child():
+        with pytest.raises(ConfigurationError, match="make a client in the child"):
+            ask_by(client)
+
+    in_child(ask_in_child)
+    assert ask_by(client) == ANSWER
+
+
+def test_a_child_uses_a_client_that_its_parent_has_not_used(client):
+    assert in_child(lambda: ask_by(client)) == ANSWER
+    assert ask_by(client) == ANSWER
+
+
+def test_a_child_gives_a_client_connections_of_its_own(client):
+    ask_by(client)
+    assert in_child(lambda: ask_by(client.copy(http_client=DefaultHttpxClient()))) == ANSWER
+
+
+async def test_a_child_is_told_not_to_use_its_parents_connections_of_an_event_loop():
+    with AzureOpenAISimulator() as azure:
+        async with ResilientAsyncAzureOpenAI(**azure.client_options()) as client:
+            await client.responses.create(model="gpt-4o", input="Hello!")
+
+            def ask_in_child():
+                with pytest.raises(ConfigurationError, match="make a client in the child"):
+                    asyncio.run(client.responses.create(model="gpt-4o", input="Hello!"))
+
+            in_child(ask_in_child)
 
 
 def test_a_child_leaves_the_block_of_a_dashboard_that_its_parent_serves():

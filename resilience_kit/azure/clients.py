@@ -5,6 +5,8 @@ responses. There the request's JSON becomes the keyword arguments of a function 
 """
 
 import functools
+import os
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self, Unpack
@@ -26,6 +28,7 @@ from resilience_kit.azure.client_options import (
     AzureOpenAIOptions,
     OpenAIOptions,
 )
+from resilience_kit.errors import ConfigurationError
 from resilience_kit.stack import ResilientOptions, resilient
 
 if TYPE_CHECKING:
@@ -37,6 +40,9 @@ _METERED = frozenset({"/chat/completions", "/completions", "/embeddings", "/resp
 # With this header the SDK returns a response that has headers and is still to be parsed. `with_raw_response` and
 # `with_streaming_response` set it too.
 _RAW = "X-Stainless-Raw-Response"
+
+# By each HTTP client, the process that first used it, and so has opened its connections.
+_users: "weakref.WeakKeyDictionary[Any, int]" = weakref.WeakKeyDictionary()
 
 
 class _Resilience:
@@ -148,12 +154,22 @@ class _Client:
 
     with_options = copy
 
+    def _check_process(self) -> None:
+        """Refuse to send through connections of a parent process: each would read answers that are the other's."""
+        sdk: Any = self
+        if _users.setdefault(sdk._client, os.getpid()) != os.getpid():  # noqa: SLF001 - the SDK has no other name for it
+            raise ConfigurationError(
+                "this client was used before the process was forked, and its connections are the parent's: make a "
+                "client in the child, or give this one others, as client.copy(http_client=DefaultHttpxClient())"
+            )
+
 
 class _AsyncClient(_Client, AsyncOpenAI):
     async def request(
         self, cast_to: Any, options: "FinalRequestOptions", *, stream: bool = False, stream_cls: Any = None
     ) -> Any:
         """Send a request of the SDK's through the layers."""
+        self._check_process()
         order = _Order(cast_to, options, stream, stream_cls)
         if order.is_metered():
             answer = await self._resilience.send(self, order, **order.json(self._resilience.options.get("model")))
@@ -175,6 +191,7 @@ class _SyncClient(_Client, OpenAI):
         self, cast_to: Any, options: "FinalRequestOptions", *, stream: bool = False, stream_cls: Any = None
     ) -> Any:
         """Send a request of the SDK's through the layers."""
+        self._check_process()
         order = _Order(cast_to, options, stream, stream_cls)
         if order.is_metered():
             answer = self._resilience.send(self, order, **order.json(self._resilience.options.get("model")))
@@ -205,7 +222,8 @@ class ResilientAsyncAzureOpenAI(_AsyncClient, AsyncAzureOpenAI):
             whose vocabulary and prices count, where a deployment's name does not say.
 
     Raises:
-        ConfigurationError: An argument cannot work, or a name has another configuration elsewhere.
+        ConfigurationError: An argument cannot work, or a name has another configuration elsewhere. From a request: the
+            client was used before the process was forked.
 
     Example:
         >>> import asyncio

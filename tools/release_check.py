@@ -30,7 +30,9 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 NAME: str = PROJECT["name"]
 # They serve the repository alone.
-EXTRAS = [extra for extra in PROJECT["optional-dependencies"] if extra not in {"bench", "dev", "docs"}]
+EXTRAS = [
+    extra for extra in PROJECT["optional-dependencies"] if extra not in {"bench", "dev", "docs", "mutants", "versions"}
+]
 COMMANDS = {
     "": [["basics.py"]],
     **{extra: [[f"with_{extra.replace('-', '_')}.py"]] for extra in EXTRAS},

@@ -58,6 +58,13 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         *args: *Ts,
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
-        """Call a function at a time of this clock, which is at the earliest a little ahead of now."""
+        """Call a function at a time of this clock, which is at the earliest a little ahead of now.
+
+        Args:
+            when: Virtual seconds since the loop was made.
+            callback: The function.
+            *args: What it is called with.
+            context: The context that it runs in. Default: a copy of the current one.
+        """
         # aiolimiter 1.3.0 sets a timer for the little that rounding left over; if no time passed, then for ever again.
         return super().call_at(max(when, self.time() + _TICK), callback, *args, context=context)

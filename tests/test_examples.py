@@ -37,7 +37,7 @@ def test_each_example_is_looked_at_here():
 
 def test_each_extra_has_an_example():
     extras = tomllib.loads(PYPROJECT.read_text("utf-8"))["project"]["optional-dependencies"]
-    without = {"bench", "dev", "docs", "examples"}  # they serve this repository
+    without = {"bench", "dev", "docs", "examples", "mutants", "versions"}  # they serve this repository
     assert {f"with_{extra.replace('-', '_')}.py" for extra in extras if extra not in without} == (
         PRINTS.keys() - {"basics.py"}
     )

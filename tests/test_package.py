@@ -49,6 +49,7 @@ PUBLIC_METHODS = [
     and not name.startswith("_")
     and function.__module__.startswith("resilience_kit.")
 ]
+STARS = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 # Names of durations and times that do not carry their unit.
 DURATION = re.compile(
     r"at|(.*_)?(backoff|delay|elapsed|interval|latency|period|retry_after|since|timeout|until|wait)(_p\d+)?"
@@ -98,7 +99,7 @@ def test_what_is_loaded_lazily_has_a_home_for_each_public_name(package):
 
 def parameters_of(function):
     return [
-        f"{'**' if parameter.kind is parameter.VAR_KEYWORD else ''}{parameter.name}"
+        f"{STARS.get(parameter.kind, '')}{parameter.name}"
         for parameter in inspect.signature(function).parameters.values()
     ]
 

@@ -30,7 +30,9 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 NAME: str = PROJECT["name"]
 # They serve the repository alone.
-EXTRAS = [extra for extra in PROJECT["optional-dependencies"] if extra not in {"bench", "dev", "docs"}]
+EXTRAS = [
+    extra for extra in PROJECT["optional-dependencies"] if extra not in {"bench", "dev", "docs", "mutants", "versions"}
+]
 COMMANDS = {
     "": [["basics.py"]],
     **{extra: [[f"with_{extra.replace('-', '_')}.py"]] for extra in EXTRAS},
@@ -39,11 +41,13 @@ COMMANDS = {
         ["-m", "examples.live", "--rounds", "1", "--questions", "3", "--port", "0"],
     ],
 }
-# What is to name an extra where its example would fail first of the extra's own package.
+# What is to name an extra where its example asks for the extra's own package first, or can do without.
 ASKS_FOR = {
+    "offline": "import logging, resilience_kit, tiktoken; logging.basicConfig(); tiktoken.get_encoding = None; "
+    "resilience_kit.count_tokens('as where there is no network')",
     "otel": "from resilience_kit.monitoring import export_to_opentelemetry",
     "prometheus": "from resilience_kit.monitoring import export_to_prometheus",
-    "semantic-kernel": "from resilience_kit.azure import create_resilient_azure_service as service; service()",
+    "semantic-kernel": "from resilience_kit.azure import create_resilient_azure_service as service; service('math')",
 }
 # Semantic Kernel 1.45 needs these two, which are released as sources alone; they are pure Python.
 FROM_SOURCES = ["pybars4", "pymeta3"]

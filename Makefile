@@ -23,7 +23,8 @@ demo-live: .venv/installed
 	$(BIN)/python -m examples.live
 
 test: lint
-	$(BIN)/python -m pytest --cov --cov-report=term
+	# file by file: some files start a server for all of their tests
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --cov --cov-report=term
 
 lint: .venv/installed
 	$(BIN)/ruff check .

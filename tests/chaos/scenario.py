@@ -128,6 +128,7 @@ class Order:
         is_stream: Whether the answer is streamed.
         items: A stream is left after so many items; None reads it to its end.
         is_dropped: Whether a stream that is left is dropped instead of closed.
+        pause: Seconds that a stream's reader takes for each of the first three items.
         cancelled_after: Seconds after its start.
         timeout: Seconds that it may take.
         dies: Whether the thread or the function dies in the call.
@@ -140,6 +141,7 @@ class Order:
     is_stream: bool
     items: int | None
     is_dropped: bool
+    pause: float
     cancelled_after: float | None
     timeout: float | None
     dies: bool
@@ -182,6 +184,7 @@ def orders_of(scenario: Scenario) -> list[Order]:
             is_stream=chance.random() < scenario.streams,
             items=chance.randrange(1, 5) if chance.random() < shares.left else None,
             is_dropped=chance.random() < 0.5,
+            pause=chance.choice((0.0, 0.0, 0.03)),
             cancelled_after=chance.uniform(0, 0.4) if chance.random() < shares.cancelled else None,
             timeout=chance.uniform(0.001, 0.4) if chance.random() < shares.timed_out else None,
             dies=chance.random() < shares.dying,

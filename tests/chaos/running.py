@@ -366,6 +366,8 @@ def call_in_child(seed: int, part: slice, store: tuple[str, str], options: Any, 
         world.witness.say = say
         world.orders = world.orders[part]
         fleet.join(world.scenario, *store)
+        fleet.meet_the_others()
+        say("met")
         asyncio.run(_all_in_tasks(world, world.orders, AsyncService(options, world.scenario.client_timeout)))
         world.witness.let_go()
         for ending in world.witness.endings.values():

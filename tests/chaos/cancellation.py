@@ -1,4 +1,7 @@
-"""One call, cancelled at its first await point, then at its second, and so on until it ends before it is cancelled."""
+"""One call, cancelled at its first await point, then at its second, and so on until it ends before it is cancelled.
+
+Some are closed there instead, as a coroutine is whose event loop will never run again.
+"""
 
 import asyncio
 from itertools import count
@@ -6,22 +9,25 @@ from itertools import count
 from resilience_kit import circuit_protected, rate_limited, resilient, retry_on_429, token_budget
 
 from .clients import client_of
-from .services import AsyncService, answer_to, piece_of, text_of
+from .services import answer_to, piece_of, text_of
 from .witness import Ending, held
 
 # A call that has not ended after so many cancellations has no end.
 _MOST_POINTS = 300
 # One call at a time in 10 ms, so that each has to wait for its turn.
 _SLOW = {"requests_per_minute": 6, "period": 0.06, "max_concurrent": 1, "min_interval": 0}
+# The libraries below await something when they are closed, which a coroutine that is closed must not.
+_OVER_HTTP = ("a client's call", "a client's stream")
 _HASTY = {"initial_backoff": 0.002, "max_backoff": 0.004}
 
 
 class _CancelledAt:
-    """An awaitable that runs a coroutine, and cancels the task that awaits it at its n-th suspension."""
+    """An awaitable that runs a coroutine, and at its n-th suspension cancels the task that awaits it, or closes it."""
 
-    def __init__(self, coroutine, point):
+    def __init__(self, coroutine, point, *, is_closed):
         self._coroutine = coroutine
         self._point = point
+        self._is_closed = is_closed
         self.is_reached = False
 
     def __await__(self):
@@ -36,6 +42,9 @@ class _CancelledAt:
             value, error = None, None
             if points == self._point:
                 self.is_reached = True
+                if self._is_closed:
+                    self._coroutine.close()
+                    raise asyncio.CancelledError
                 asyncio.get_running_loop().call_soon(asyncio.current_task().cancel)
             try:
                 value = yield yielded
@@ -48,7 +57,8 @@ async def cancel_everywhere(world, azure):
     ways = _ways(world, azure)
     for order, (name, call) in zip(world.orders, ways.items(), strict=False):
         for point in count(1):
-            step = _CancelledAt(call(order), point)
+            is_closed = order.is_dropped and name not in _OVER_HTTP
+            step = _CancelledAt(call(order), point, is_closed=is_closed)
             try:
                 answer = await asyncio.create_task(_run(step))
             except asyncio.CancelledError:
@@ -89,13 +99,14 @@ async def _settle():
 
 
 def _ways(world, azure):  # noqa: C901 - it is as long as there are ways, and each is one or two lines
-    service = AsyncService(azure.client_options(), timeout=5.0)
     client = client_of(world, azure, "cancelled", is_async=True, timeout=5.0)
     witness = world.witness
 
     async def ask(order, messages, max_tokens):
         with witness.function(order.number, order.tokens):
-            return text_of(await service.ask(order))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
+            return answer_to(order.number)
 
     async def ask_in_vain(order, messages, max_tokens):
         with witness.function(order.number, order.tokens):
@@ -106,8 +117,9 @@ def _ways(world, azure):  # noqa: C901 - it is as long as there are ways, and ea
 
     async def read(order, messages, max_tokens):
         with witness.function(order.number, order.tokens):
-            async for chunk in service.read(order):
-                yield chunk
+            for piece in answer_to(order.number).partition(" "):
+                await asyncio.sleep(0)
+                yield piece
 
     attempts = count(1)
     stack = {**_SLOW, **_HASTY}
@@ -118,7 +130,7 @@ def _ways(world, azure):  # noqa: C901 - it is as long as there are ways, and ea
     def reading(function):
         async def all_of(order):
             stream = function(order, [{"role": "user", "content": order.prompt}], order.max_tokens)
-            return "".join([piece_of(chunk) async for chunk in stream])
+            return "".join([piece async for piece in stream])
 
         return all_of
 
@@ -135,7 +147,7 @@ def _ways(world, azure):  # noqa: C901 - it is as long as there are ways, and ea
         "@rate_limited": called(rate_limited("cancel limit", tokens=1, **_SLOW)(ask)),
         "@retry_on_429": called(retry_on_429(**_HASTY)(ask_in_vain)),
         "@circuit_protected": called(circuit_protected("cancel circuit")(ask)),
-        "@token_budget": called(token_budget("cancel budget", budget_tokens=60, per=0.02, on_exceed="wait")(ask)),
+        "@token_budget": called(token_budget("cancel budget", budget_tokens=100, per=0.02, on_exceed="wait")(ask)),
         "@resilient": called(resilient("cancel stack", agent="cancel", budget_tokens=10**9, **stack)(ask_in_vain)),
         "a stream": reading(resilient("cancel stream", agent="cancel", **stack)(read)),
         "a limited stream": reading(rate_limited("cancel reading", **_SLOW)(read)),

@@ -91,7 +91,7 @@ async def ask_async(order, clients):
     del outcome
     if not isinstance(answer, AsyncIterable):
         return text(answer)
-    return await read_all(answer, order.items, is_dropped=order.is_dropped, piece_of=text)
+    return await read_all(order, answer, text)
 
 
 def ask_blocking(order, clients):
@@ -101,4 +101,4 @@ def ask_blocking(order, clients):
         if order.dies:
             raise SystemExit
         return text(answer)
-    return read_all_blocking(answer, order.items, is_dropped=order.is_dropped, dies=order.dies, piece_of=text)
+    return read_all_blocking(order, answer, text)

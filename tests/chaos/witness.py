@@ -132,6 +132,7 @@ class Witness:
         errors: All errors that the functions of a call raised.
         used: Tokens that the answers say that they used, by agent.
         admitted: When the kit let calls go that were sent, and their tokens: its decision, not its counters.
+        decided: When the kit last let each call go.
         ended_badly: How many functions ended in anything but an answer or an error response.
         failures: How many ended in what is a failure of the service's.
         problems: What was wrong on the way.
@@ -147,6 +148,7 @@ class Witness:
     tokens_began: list[int] = field(default_factory=list)
     last_errors: dict[int, BaseException] = field(default_factory=dict)
     errors: dict[int, list[BaseException]] = field(default_factory=lambda: defaultdict(list))
+    decided: dict[int, float] = field(default_factory=dict)
     used: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     admitted: list[tuple[float, int]] = field(default_factory=list)
     ended_badly: int = 0
@@ -162,7 +164,7 @@ class Witness:
             attempt = len(self.began)
             self.began.append(self.now())
             self.tokens_began.append(tokens)
-            self.say("began", self.began[-1], tokens)
+            self.say("began", self.began[-1], tokens, self.decided.get(number, self.began[-1]))
             self.last_errors.pop(number, None)
         epoch = self.model.begin() if self.model is not None else 0
         error: BaseException | None = None
@@ -200,7 +202,13 @@ class Witness:
         The moment is the kit's own, since it alone knows when it decided; that a decision stands behind each call that
         was sent is checked against what the functions saw.
         """
-        original = RateLimit.release
+        original, original_start = RateLimit.release, RateLimit._start
+
+        def start(limit: RateLimit, ticket: Any, current: float) -> float | None:
+            due = original_start(limit, ticket, current)
+            if ticket.sent is not None:
+                self.decided[number_of(ticket.call)] = ticket.sent.at
+            return due
 
         def release(limit: RateLimit, ticket: Any, *, sent: bool) -> None:
             if sent and ticket.sent is not None:
@@ -208,11 +216,11 @@ class Witness:
                 self.admitted.append((ticket.sent.at, 0 if refused else ticket.tokens))
             original(limit, ticket, sent=sent)
 
-        RateLimit.release = release
+        RateLimit.release, RateLimit._start = release, start
         try:
             yield
         finally:
-            RateLimit.release = original
+            RateLimit.release, RateLimit._start = original, original_start
 
 
 def clock() -> float:

@@ -4,7 +4,6 @@ import asyncio
 import gc
 import logging
 import random
-import sys
 import threading
 import time
 import warnings
@@ -22,6 +21,7 @@ from resilience_kit.virtual_time import VirtualTimeLoop
 from . import agents, fleet
 from .cancellation import cancel_everywhere
 from .clients import ask_async, ask_blocking, clients_of
+from .disturbances import heard_unraisable, jumping_clock
 from .scenario import Order, Scenario, draw, orders_of
 from .services import (
     MODEL,
@@ -89,8 +89,8 @@ def world_of(scenario: Scenario):
     with ExitStack() as stack:
         stack.enter_context(isolated())
         stack.enter_context(world.witness.watching_admissions())
-        stack.enter_context(_jumping_clock(scenario.disturbances.clock_jumps))
-        stack.enter_context(_heard_unraisable(world.unraisable))
+        stack.enter_context(jumping_clock(scenario.disturbances.clock_jumps))
+        stack.enter_context(heard_unraisable(world.unraisable))
         yield world
 
 
@@ -453,54 +453,6 @@ def _note_stats(world: World) -> None:
         gc.collect()
     world.stats = world.azure.stats
     world.charged = world.stats.prompt_tokens + world.stats.completion_tokens
-
-
-# Around them
-
-
-@contextmanager
-def _jumping_clock(jumps: tuple[tuple[float, float], ...]):
-    """Let the wall clock jump; the simulator stands for another machine, and keeps to the right time."""
-    real, began = time.time, time.monotonic()
-
-    def jumping() -> float:
-        if threading.current_thread().name == "azure-openai-simulator":
-            return real()
-        passed = time.monotonic() - began
-        return real() + sum(seconds for at, seconds in jumps if passed >= at)
-
-    if jumps:
-        time.time = jumping
-    try:
-        yield
-    finally:
-        time.time = real
-
-
-@contextmanager
-def _heard_unraisable(heard: list[str]):
-    """Note what goes wrong where nobody can catch it, if it does in the kit."""
-    before, before_in_threads = sys.unraisablehook, threading.excepthook
-
-    def hear(unraisable: Any) -> None:
-        innermost = unraisable.exc_traceback
-        while innermost is not None and innermost.tb_next is not None:
-            innermost = innermost.tb_next
-        file = "" if innermost is None else innermost.tb_frame.f_code.co_filename
-        if "/resilience_kit/" in file:
-            heard.append(f"{unraisable.exc_type.__name__} in {file}:{innermost.tb_lineno}: {unraisable.exc_value}")
-
-    def hear_of_thread(died: Any) -> None:
-        # that threads die is the plan
-        if died.exc_type is not SystemExit:
-            heard.append(f"{died.exc_type.__name__} in thread {died.thread.name!r}: {died.exc_value}")
-
-    sys.unraisablehook, threading.excepthook = hear, hear_of_thread
-    try:
-        yield
-    finally:
-        gc.collect()
-        sys.unraisablehook, threading.excepthook = before, before_in_threads
 
 
 _RUNS = {

@@ -102,13 +102,13 @@ async def test_a_plain_wrapper_around_a_coroutine_function_may_return_a_task():
     assert await create() == "four"
 
 
-@pytest.mark.parametrize("decorator", [rate_limited("chat", **UNPACED), resilient("chat", **UNPACED)])
+@pytest.mark.parametrize("decorator", [rate_limited, resilient])
 async def test_an_empty_async_generator_that_is_returned_is_empty(decorator, slots_taken):
     async def silent():
         return
         yield
 
-    @decorator
+    @decorator("chat", **UNPACED)
     async def create():
         return silent()
 

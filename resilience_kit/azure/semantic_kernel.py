@@ -60,7 +60,7 @@ def create_resilient_azure_service(
             "create_resilient_azure_service needs Semantic Kernel: pip install 'resilience-kit[semantic-kernel]'"
         ) from error
     if api_key is not None and (ad_token is not None or ad_token_provider is not None):
-        # openai 3.57 refuses both, 3.0 sends one of them
+        # openai 3.57 refuses both in words about its own arguments, and older ones send one of them
         raise ConfigurationError(
             f"create_resilient_azure_service({service_id!r}) was given a key and a token: leave out api_key, or "
             "ad_token and ad_token_provider"

@@ -299,7 +299,7 @@ def _bad(path: str | Path, key: str, value: object, expected: str) -> Configurat
         written = repr(value)
     except RecursionError:
         written = "what is nested too deeply"
-    return ConfigurationError(f"{visible(path)}: {visible(key)} = {written}: expected {expected}")
+    return ConfigurationError(f"{visible(path)}: {visible(key)} = {written}: expected {visible(expected)}")
 
 
 def _listed(names: Iterable[str]) -> str:

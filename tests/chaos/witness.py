@@ -245,11 +245,15 @@ def held() -> Iterable[str]:
 
 
 def without_frames(error: BaseException) -> BaseException:
-    """Let go of what an error's traceback keeps alive: a stream in a frame is not dropped as long as that is held."""
+    """Let go of what an error keeps alive: a stream in a frame is not dropped as long as its traceback is held.
+
+    Nor is a call that waits in a loop that is closed, as long as the response is: it has the connections of its client.
+    """
     link: BaseException | None = error
     seen: set[int] = set()
     while link is not None and id(link) not in seen:
         seen.add(id(link))
         link.__traceback__ = None
+        vars(link).pop("response", None)
         link = link.__cause__ or link.__context__
     return error

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from hostile_values import NUMBERS, TEXTS, VALUES, examples, is_harmless, told
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 from typer.testing import CliRunner
 
 from resilience_kit.cli import app
@@ -106,6 +106,7 @@ URLS = st.lists(
 
 
 @given(st.lists(TOML_LINES, max_size=6).map("\n".join))
+@example('[rules]\n"\\u001b" = 1')
 @examples(80)
 def test_a_file_of_rules_of_any_kind_is_rules_or_an_error_on_one_line(text):
     Path("alerts.toml").write_text(text, encoding="utf-8", errors="replace")

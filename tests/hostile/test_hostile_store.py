@@ -85,13 +85,8 @@ KINDS = ["string", "hash", "list", "zset", "set", "nothing"]
 
 @pytest.fixture(scope="module")
 def url():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    server = ValkeyServer(port=port)
-    server.start()
-    yield f"redis://127.0.0.1:{port}"
-    server.terminate()
-    server._cleanup()
+    with ValkeyServer() as server:
+        yield server.connection_url
 
 
 @pytest.fixture(scope="module")

@@ -503,13 +503,8 @@ with Sampler([FleetSamples().add], process=sys.argv[1]):
 
 @pytest.fixture(scope="module")
 def store_url():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    server = ValkeyServer(port=port)
-    server.start()
-    yield f"redis://127.0.0.1:{port}"
-    server.terminate()
-    server._cleanup()
+    with ValkeyServer() as server:
+        yield server.connection_url
 
 
 @pytest.fixture
